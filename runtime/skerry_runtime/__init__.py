@@ -1,0 +1,1 @@
+"""The device: verifies, installs and serves models, offline if need be."""

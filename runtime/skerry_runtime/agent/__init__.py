@@ -1,0 +1,1 @@
+"""The process that lives for years, without numpy or engine."""

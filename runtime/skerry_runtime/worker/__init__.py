@@ -1,0 +1,1 @@
+"""The processes that may die: they hold the engine and the model."""
