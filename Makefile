@@ -1,0 +1,53 @@
+# `make` lists the targets. PYTHON=... names the interpreter of .venv, ARGS=... is passed on.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+ARGS ?=
+
+export PYTHON
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Run the whole journey with real processes (ARGS=--keep leaves it running)
+	@.ci/bootstrap system mosquitto
+	@.ci/bootstrap venv
+	@$(BIN)/skerry demo $(ARGS)
+
+.PHONY: test
+test: ## Install what the checks need, then lint and test (ARGS="-k name" selects tests)
+	@.ci/bootstrap system mosquitto strace
+	@$(MAKE) lint
+	@echo "==> pytest"
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: venv ## Check style, types and import rules
+	@echo "==> ruff"
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@echo "==> mypy"
+	@$(BIN)/mypy --no-error-summary
+	@echo "==> import rules"
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: venv ## Sort imports and format the code
+	@$(BIN)/ruff check --fix --quiet
+	@$(BIN)/ruff format --quiet
+
+.PHONY: venv
+venv: ## Make .venv from requirements.lock, if it is not up to date
+	@.ci/bootstrap venv
+
+.PHONY: lock
+lock: venv ## Resolve the dependencies anew and write requirements.lock
+	@.ci/lock
+
+.PHONY: clean
+clean: ## Remove .venv, builds and the caches of the tools
+	@rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
