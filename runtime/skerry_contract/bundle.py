@@ -30,7 +30,9 @@ _CHUNK: Final = 1 << 16
 _MORE: Final = "Fetch or build the bundle again; it is not usable."
 
 
-def write_bundle(manifest: Manifest, manifest_bytes: bytes, signature: bytes, blob: Callable[[Digest], bytes]) -> Iterator[bytes]:
+def write_bundle(
+    manifest: Manifest, manifest_bytes: bytes, signature: bytes, blob: Callable[[Digest], bytes]
+) -> Iterator[bytes]:
     """The bytes of a bundle, piece by piece.
 
     Args:
@@ -85,7 +87,9 @@ class BundleReader:
         """
         total = sum(ref.size for ref in manifest.blobs())
         if total > self._limits.bundle_bytes:
-            raise BundleFormatError(f"the blobs have {total} bytes; at most {self._limits.bundle_bytes} are accepted")
+            raise BundleFormatError(
+                f"the blobs have {total} bytes; at most {self._limits.bundle_bytes} are accepted"
+            )
         for ref in manifest.blobs():
             expected = _blob_head(ref, self._position)
             if self._take(len(expected), f"the header of blob {ref.digest}") != expected:

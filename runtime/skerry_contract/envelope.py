@@ -70,9 +70,13 @@ class WireEnvelope(msgspec.Struct, rename="camel"):
     def read(self) -> Envelope:
         """Raises `SignatureError`: not base64, no signature, or too many."""
         if not 1 <= len(self.signatures) <= MAX_SIGNATURES:
-            raise SignatureError(f"an envelope has 1 to {MAX_SIGNATURES} signatures, not {len(self.signatures)}")
+            raise SignatureError(
+                f"an envelope has 1 to {MAX_SIGNATURES} signatures, not {len(self.signatures)}"
+            )
         try:
-            signatures = tuple(Signature(s.keyid, base64.b64decode(s.sig, validate=True)) for s in self.signatures)
+            signatures = tuple(
+                Signature(s.keyid, base64.b64decode(s.sig, validate=True)) for s in self.signatures
+            )
             return Envelope(base64.b64decode(self.payload, validate=True), self.payload_type, signatures)
         except (binascii.Error, ValueError) as error:
             raise SignatureError(f"an envelope is not base64: {error}") from error
@@ -99,7 +103,9 @@ def seal(payload_type: str, payload: bytes, signer: Signer) -> bytes:
     return msgspec.json.encode(WireEnvelope.write(Envelope(payload, payload_type, (signature,))))
 
 
-def open_envelope(data: bytes, payload_type: str, verifiers: Sequence[Verifier], *, max_bytes: int = 1 << 20) -> bytes:
+def open_envelope(
+    data: bytes, payload_type: str, verifiers: Sequence[Verifier], *, max_bytes: int = 1 << 20
+) -> bytes:
     """The payload, once one of the verifiers accepted a signature over it.
 
     Raises:

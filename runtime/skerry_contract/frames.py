@@ -4,6 +4,8 @@ Outbox frame (``tel`` and ``evt``), big-endian::
 
     "SKO1" | stream 8 | acked u64 | prev u64 | first u64 | last u64 | codec u8 | crc32 u32 | body
 
+The checksum covers everything before it and the body.
+
 Every row names its predecessor, so the server sees a hole: it accepts a row if it has committed ``prev``,
 or if the device says (``acked``) that everything up to ``prev`` was acknowledged or accounted as a gap.
 
@@ -22,7 +24,8 @@ from typing import Final
 
 from .errors import MessageError
 
-_OUTBOX: Final = struct.Struct(">4s8sQQQQBI")
+_OUTBOX: Final = struct.Struct(">4s8sQQQQB")
+_CRC: Final = struct.Struct(">I")
 _BLOCK: Final = struct.Struct(">4sQQB")
 _MAX_BODY: Final = 4 << 20
 
@@ -52,23 +55,21 @@ class OutboxFrame:
 
     def encode(self) -> bytes:
         packed = zlib.compress(self.body, 6) if self.codec is Codec.ZLIB else self.body
-        return (
-            _OUTBOX.pack(
-                b"SKO1", self.stream, self.acked, self.prev, self.first, self.last, self.codec, zlib.crc32(packed)
-            )
-            + packed
-        )
+        head = _OUTBOX.pack(b"SKO1", self.stream, self.acked, self.prev, self.first, self.last, self.codec)
+        return head + _CRC.pack(zlib.crc32(packed, zlib.crc32(head))) + packed
 
     @classmethod
     def decode(cls, data: bytes) -> OutboxFrame:
         """Raises `MessageError`: truncated, bad checksum, impossible numbers, a decompression bomb."""
-        if len(data) < _OUTBOX.size:
-            raise MessageError(f"an outbox frame has at least {_OUTBOX.size} bytes, not {len(data)}")
-        magic, stream, acked, prev, first, last, codec, crc = _OUTBOX.unpack_from(data)
-        packed = data[_OUTBOX.size :]
+        start = _OUTBOX.size + _CRC.size
+        if len(data) < start:
+            raise MessageError(f"an outbox frame has at least {start} bytes, not {len(data)}")
+        magic, stream, acked, prev, first, last, codec = _OUTBOX.unpack_from(data)
+        (crc,) = _CRC.unpack_from(data, _OUTBOX.size)
+        packed = data[start:]
         if magic != b"SKO1" or codec not in (Codec.RAW, Codec.ZLIB):
             raise MessageError("not an outbox frame of version 1")
-        if zlib.crc32(packed) != crc:
+        if zlib.crc32(packed, zlib.crc32(data[: _OUTBOX.size])) != crc:
             raise MessageError("outbox frame: the checksum does not match")
         if not prev < first <= last < 2**63 or not acked < first:
             raise MessageError(f"outbox frame: impossible sequence {acked}, {prev}, {first}, {last}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from .digests import Digest, digest_of, parse_digest
@@ -25,7 +26,9 @@ DATATYPES: Final = (
 """Datatypes of the Open Inference Protocol v2."""
 TASKS: Final = ("classification", "regression", "embedding", "detection", "sequence", "other")
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+NAME: Final = "[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+"""Pattern of the name of a model and of a variant."""
+_NAME = re.compile(NAME)
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})(?:-[0-9A-Za-z.-]{1,32})?")
 _NOTHING: Mapping[str, Any] = {}
 
@@ -177,7 +180,9 @@ class Manifest:
             if variant.id == variant_id:
                 return variant
         known = ", ".join(variant.id for variant in self.variants)
-        raise InputError(f"{self.name} {self.version} has no variant {variant_id!r}", hint=f"It has: {known}.")
+        raise InputError(
+            f"{self.name} {self.version} has no variant {variant_id!r}", hint=f"It has: {known}."
+        )
 
     def to_bytes(self) -> bytes:
         """The exact bytes that are signed."""
@@ -209,7 +214,8 @@ def parse_manifest(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     schema = reader.take("skerry_manifest", int)
     if schema != SCHEMA:
         raise ManifestError(
-            f"manifest schema {schema} is not known", hint=f"This version reads schema {SCHEMA}: update Skerry."
+            f"manifest schema {schema} is not known",
+            hint=f"This version reads schema {SCHEMA}: update Skerry.",
         )
     return _manifest(reader, limits)
 
@@ -220,7 +226,7 @@ def _manifest(r: Reader, limits: Limits) -> Manifest:
     task = _one_of(TASKS, r.take("task", str, "other"), "manifest.task")
     inputs = _list(r, "inputs", _tensor, limits.tensors)
     outputs = _list(r, "outputs", _tensor, limits.tensors)
-    variants = _list(r, "variants", _variant, limits.variants)
+    variants = _list(r, "variants", partial(_variant, limits=limits), limits.variants)
     if not inputs or not outputs or not variants:
         raise ManifestError("a manifest needs at least one input, one output and one variant")
     _distinct([spec.name for spec in inputs], "manifest.inputs")
@@ -253,6 +259,10 @@ def _manifest(r: Reader, limits: Limits) -> Manifest:
         device_classes=_strings(r, "device_classes", 64),
         unknown=r.rest(),
     )
+    if manifest.security_floor > manifest.release:
+        raise ManifestError(
+            f"manifest.security_floor {manifest.security_floor} is above the release {manifest.release} itself"
+        )
     sizes: dict[Digest, int] = {}
     for ref in manifest._refs():
         if sizes.setdefault(ref.digest, ref.size) != ref.size:
@@ -273,15 +283,16 @@ def _tensor(r: Reader) -> TensorSpec:
     return TensorSpec(name=name, datatype=datatype, shape=tuple(shape), unknown=r.rest())
 
 
-def _variant(r: Reader) -> Variant:
+def _variant(r: Reader, limits: Limits) -> Variant:
     tolerances = r.take("tolerances", dict)
     return Variant(
         id=_match(_NAME, r.take("id", str), f"{r.where}.id", "lower-case letters, digits, '.', '_' or '-'"),
         engine=_one_of(ENGINES, r.take("engine", str), f"{r.where}.engine"),
-        model=_blob(r.take("model", dict), f"{r.where}.model"),
-        golden_outputs=_blob(r.take("golden_outputs", dict), f"{r.where}.golden_outputs"),
+        model=_blob(r.take("model", dict), f"{r.where}.model", limits),
+        golden_outputs=_blob(r.take("golden_outputs", dict), f"{r.where}.golden_outputs", limits),
         tolerances={
-            name: _tolerance(Reader(value, f"{r.where}.tolerances.{name[:40]}")) for name, value in tolerances.items()
+            name: _tolerance(Reader(value, f"{r.where}.tolerances.{name[:40]}"))
+            for name, value in tolerances.items()
         },
         requires=_requirements(Reader(r.take("requires", dict, {}), f"{r.where}.requires")),
         recipe=r.take("recipe", dict, _NOTHING),
@@ -336,7 +347,7 @@ def _lineage(r: Reader) -> Lineage:
     )
 
 
-def _blob(value: Any, where: str, limits: Limits = DEFAULT_LIMITS) -> BlobRef:
+def _blob(value: Any, where: str, limits: Limits) -> BlobRef:
     r = Reader(value, where)
     size = r.take("size", int)
     if not 0 <= size <= limits.blob_bytes:

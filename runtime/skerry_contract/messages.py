@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from .digests import Digest, parse_digest
 from .errors import InputError, MessageError, SkerryError, from_code
 from .limits import DEFAULT_LIMITS
+from .manifest import NAME
 
 PROTOCOL: Final = 1
 DESIRED_PAYLOAD_TYPE: Final = "application/vnd.skerry.desired.v1+json"
 """DSSE payload type of a signed `DesiredState`."""
+
+Whole = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What a database column holds."""
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+ModelName = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME}\Z")]
+"""As in a manifest; a device may use it as the name of a folder."""
 
 
 class Presence(StrEnum):
@@ -87,8 +95,8 @@ class Hardware:
 
     arch: str
     """As ``platform.machine()``: aarch64, x86_64, armv7l."""
-    cores: int
-    ram_bytes: int
+    cores: Whole
+    ram_bytes: Whole
     isa: tuple[str, ...] = ()
     device_class: str = ""
     """Name of a device profile, if known."""
@@ -98,32 +106,32 @@ class Hardware:
 class Hello:
     """First message of every connection."""
 
-    protocol: int
+    protocol: Whole
     boot: str
     """Boot identifier, 32 hexadecimal digits."""
-    epoch: int
+    epoch: Whole
     """Rises with every connection of the device; a state or report of a lower epoch is stale."""
     agent_version: str
     hardware: Hardware
     engines: tuple[EngineInfo, ...]
-    desired_revision: int
+    desired_revision: Whole
     capabilities: tuple[str, ...] = ()
-    wall_ms: int = 0
-    clock_quality: int = 0
+    wall_ms: Whole = 0
+    clock_quality: Whole = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresenceMessage:
     state: Presence
-    epoch: int
-    until: int = 0
+    epoch: Whole
+    until: Whole = 0
     """Of SLEEPING: when it means to be back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireBlob:
     digest: Digest
-    size: int
+    size: Whole
 
     def __post_init__(self) -> None:
         parse_digest(self.digest)
@@ -133,9 +141,9 @@ class WireBlob:
 class Probation:
     """A new model is confirmed after both, within the budgets."""
 
-    requests: int = 20
-    seconds: float = 60.0
-    max_error_rate: float = 0.05
+    requests: Whole = 20
+    seconds: Amount = 60.0
+    max_error_rate: Amount = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +152,12 @@ class DesiredModel:
     over what they contain."""
 
     version: str
-    release: int
+    release: Whole
     manifest: WireBlob
     """The bundle's identity."""
     signature: WireBlob
     probation: Probation = field(default_factory=Probation)
-    jitter_s: float = 0.0
+    jitter_s: Amount = 0.0
     """The device waits a random time up to this before it downloads."""
 
 
@@ -157,8 +165,8 @@ class DesiredModel:
 class DeviceSettings:
     """Configuration that the fleet may change."""
 
-    window_seconds: float = 3600.0
-    window_rows: int = 100_000
+    window_seconds: Positive = 3600.0
+    window_rows: Whole = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,12 +175,13 @@ class DesiredState:
     `DESIRED_PAYLOAD_TYPE`, signed by the fleet's director key over these exact bytes."""
 
     device: str
-    revision: int
-    expires: int
+    revision: Whole
+    expires: Whole
     """After this no new work is accepted; the running model goes on."""
-    models: Mapping[str, DesiredModel]
+    models: Mapping[ModelName, DesiredModel]
     """By model name. A name that is missing leaves the device's model as it is."""
-    settings: DeviceSettings = field(default_factory=DeviceSettings)
+    settings: DeviceSettings | None = None
+    """None leaves the device's own configuration as it is."""
     rollout: str = ""
 
 
@@ -189,9 +198,9 @@ class ModelReport:
     target_version: str = ""
     phase: Phase | None = None
     error: ErrorReport | None = None
-    since: int = 0
-    bytes_done: int = 0
-    bytes_total: int = 0
+    since: Whole = 0
+    bytes_done: Whole = 0
+    bytes_total: Whole = 0
 
     def __post_init__(self) -> None:
         for digest in (self.active, self.target):
@@ -203,20 +212,20 @@ class ModelReport:
 class UpdateReport:
     """``rep`` channel: level-triggered, sent at every change and after every hello."""
 
-    revision: int
-    epoch: int
-    models: Mapping[str, ModelReport]
+    revision: Whole
+    epoch: Whole
+    models: Mapping[ModelName, ModelReport]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockRequest:
     """``up/blk``: the device pulls ``count`` blocks of a blob from ``offset``."""
 
-    transfer: int
+    transfer: Whole
     digest: Digest
-    offset: int
-    block: int
-    count: int
+    offset: Whole
+    block: Whole
+    count: Whole
 
     def __post_init__(self) -> None:
         parse_digest(self.digest)
@@ -228,7 +237,7 @@ class Acknowledge:
 
     stream: str
     """16 hexadecimal digits."""
-    seq: int
+    seq: Whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +247,7 @@ class Command:
     id: str
     verb: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    deadline: int = 0
+    deadline: Whole = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,10 +266,10 @@ class Event:
 
     kind: str
     """Dotted, such as ``update.confirmed`` or ``outbox.gap``."""
-    wall_ms: int
-    mono_ms: int
+    wall_ms: Whole
+    mono_ms: Whole
     boot: str
-    clock_quality: int = 0
+    clock_quality: Whole = 0
     transaction: str = ""
     model: str = ""
     digest: str = ""
@@ -283,7 +292,9 @@ def encode(message: object) -> bytes:
     return msgspec.json.encode(message)
 
 
-def decode(data: bytes | bytearray | memoryview, kind: type[T], *, max_bytes: int = DEFAULT_LIMITS.message_bytes) -> T:
+def decode(
+    data: bytes | bytearray | memoryview, kind: type[T], *, max_bytes: int = DEFAULT_LIMITS.message_bytes
+) -> T:
     """Read a message.
 
     Raises:

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 from .errors import ManifestError
@@ -47,6 +48,7 @@ class Source:
     index: int = 0
     statistic: str = ""
     layout: str = ""
+    unknown: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +164,9 @@ def parse_spec(data: bytes, limits: Limits = DEFAULT_LIMITS) -> MonitoringSpec:
     Raises:
         ManifestError: anything outside the schema, with the place.
     """
-    raw = loads(data, max_bytes=4 * limits.manifest_bytes, max_depth=limits.json_depth, what="monitoring spec")
+    raw = loads(
+        data, max_bytes=4 * limits.manifest_bytes, max_depth=limits.json_depth, what="monitoring spec"
+    )
     r = Reader(raw, "monitoring")
     if r.take("skerry_monitoring", int) != SCHEMA:
         raise ManifestError("the monitoring spec's schema is not known", hint="Update Skerry.")
@@ -170,15 +174,21 @@ def parse_spec(data: bytes, limits: Limits = DEFAULT_LIMITS) -> MonitoringSpec:
     items = r.take("features", list)
     if rows < 1 or len(items) > limits.features:
         raise ManifestError(f"monitoring: a spec has at least 1 row and at most {limits.features} features")
-    features = tuple(_feature(Reader(item, f"monitoring.features[{i}]"), limits) for i, item in enumerate(items))
+    features = tuple(
+        _feature(Reader(item, f"monitoring.features[{i}]"), limits) for i, item in enumerate(items)
+    )
     if len({feature.name for feature in features}) != len(features):
         raise ManifestError("monitoring.features names something twice")
     prediction, embedding = r.take("prediction", dict, None), r.take("embedding", dict, None)
     return MonitoringSpec(
         rows=rows,
         features=features,
-        prediction=None if prediction is None else _prediction(Reader(prediction, "monitoring.prediction"), limits),
-        embedding=None if embedding is None else _embedding(Reader(embedding, "monitoring.embedding"), limits),
+        prediction=None
+        if prediction is None
+        else _prediction(Reader(prediction, "monitoring.prediction"), limits),
+        embedding=None
+        if embedding is None
+        else _embedding(Reader(embedding, "monitoring.embedding"), limits),
         unknown=r.rest(),
     )
 
@@ -189,6 +199,8 @@ def _feature(r: Reader, limits: Limits) -> Feature:
     source = _source(Reader(r.take("source", dict), f"{r.where}.source"))
     probabilities = _floats(r, "probabilities", limits.bins + 2 * EXCEEDANCE)
     null_rate = r.take("null_rate", float, 0.0)
+    if not 0 <= null_rate <= 1:
+        raise ManifestError(f"{r.where}.null_rate is {null_rate}; a rate is 0 to 1")
     feature: Feature
     if kind == "float":
         feature = FloatFeature(
@@ -196,7 +208,7 @@ def _feature(r: Reader, limits: Limits) -> Feature:
             mean=r.take("mean", float), sd=r.take("sd", float), iqr=r.take("iqr", float),
             null_rate=null_rate, unknown=r.rest(),
         )  # fmt: skip
-        if len(feature.edges) < 2 or any(a >= b for a, b in zip(feature.edges, feature.edges[1:], strict=False)):
+        if len(feature.edges) < 2 or not _ascends(feature.edges):
             raise ManifestError(f"{r.where}.edges must ascend and be at least two")
         if not (feature.sd > 0 and feature.iqr > 0):
             raise ManifestError(f"{r.where}: sd and iqr must be positive")
@@ -220,6 +232,7 @@ def _source(r: Reader) -> Source:
         index=r.take("index", int, 0),
         statistic=r.take("statistic", str, ""),
         layout=r.take("layout", str, ""),
+        unknown=r.rest(),
     )
     known = {
         "column": source.index >= 0,
@@ -246,7 +259,9 @@ def _prediction(r: Reader, limits: Limits) -> ClassPrediction:
     if not 1 <= prediction.classes <= limits.classes:
         raise ManifestError(f"{r.where}.classes must be 1 to {limits.classes}")
     if len(prediction.calibration) not in (0, SCORE_BINS):
-        raise ManifestError(f"{r.where}.calibration has one value for each of the {SCORE_BINS} score bins, or none")
+        raise ManifestError(
+            f"{r.where}.calibration has one value for each of the {SCORE_BINS} score bins, or none"
+        )
     _check_probabilities(prediction.probabilities, prediction.classes, r.where)
     return prediction
 
@@ -264,6 +279,10 @@ def _embedding(r: Reader, limits: Limits) -> EmbeddingReference:
     )
     if len(embedding.mean) != embedding.dimensions or embedding.bandwidth <= 0:
         raise ManifestError(f"{r.where}: dimensions, mean and bandwidth do not fit")
+    if not 0 <= embedding.seed < 2**32:
+        raise ManifestError(f"{r.where}.seed is {embedding.seed}; a seed is 0 to 2^32 - 1")
+    if not embedding.norm_edges or not _ascends(embedding.norm_edges):
+        raise ManifestError(f"{r.where}.norm_edges must ascend and be at least one")
     _check_probabilities(embedding.norm_probabilities, len(embedding.norm_edges) + 1, r.where)
     return embedding
 
@@ -273,6 +292,10 @@ def _check_probabilities(values: tuple[float, ...], cells: int, where: str) -> N
         raise ManifestError(f"{where} needs {cells} probabilities, not {len(values)}")
     if any(value < 0 for value in values) or not math.isclose(sum(values), 1.0, abs_tol=1e-6):
         raise ManifestError(f"{where}: probabilities must be at least 0 and add up to 1")
+
+
+def _ascends(values: tuple[float, ...]) -> bool:
+    return all(a < b for a, b in pairwise(values))
 
 
 def _floats(r: Reader, key: str, most: int) -> tuple[float, ...]:
@@ -291,7 +314,8 @@ def _flat(item: Feature | ClassPrediction | EmbeddingReference) -> dict[str, Any
     for name in item.__dataclass_fields__:
         value = getattr(item, name)
         if isinstance(value, Source):
-            raw[name] = {key: getattr(value, key) for key in Source.__dataclass_fields__}
+            known = {key: getattr(value, key) for key in Source.__dataclass_fields__ if key != "unknown"}
+            raw[name] = {**value.unknown, **known}
         elif name != "unknown":
             raw[name] = list(value) if isinstance(value, tuple) else value
     return raw

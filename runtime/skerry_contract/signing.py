@@ -40,9 +40,13 @@ class EcdsaVerifier:
 
     def __init__(self, key: ec.EllipticCurvePublicKey) -> None:
         if key.curve.name != "secp256r1":
-            raise ConfigError(f"the key is on curve {key.curve.name}", hint="Skerry signs with EC P-256 keys.")
+            raise ConfigError(
+                f"the key is on curve {key.curve.name}", hint="Skerry signs with EC P-256 keys."
+            )
         self._key = key
-        self.pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        self.pem = key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
 
     @property
     def key_id(self) -> str:
@@ -86,7 +90,9 @@ def load_signer(pem: bytes, password: bytes | None = None) -> EcdsaSigner:
         key = serialization.load_pem_private_key(pem, password)
     except TypeError as error:
         # cryptography says so both when a password is missing and when one is given without need.
-        raise AccessError(f"private key: {error}", hint="Give the key's password, and only if it has one.") from error
+        raise AccessError(
+            f"private key: {error}", hint="Give the key's password, and only if it has one."
+        ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         if password:
             raise AccessError("the private key cannot be decrypted", hint="Is the password right?") from error
@@ -156,7 +162,9 @@ def verify_bundle(
     statement = _verified_statement(signature, verifiers, limits)
     listed = _listed_resources(statement)
     if listed.get(MANIFEST_NAME) != hex_of(digest_of(manifest_bytes)):
-        raise SignatureError("the signature is of another manifest", hint="The bundle was altered: fetch it again.")
+        raise SignatureError(
+            "the signature is of another manifest", hint="The bundle was altered: fetch it again."
+        )
     manifest = parse_manifest(manifest_bytes, limits)
     if listed != _resources(manifest, manifest_bytes):
         raise SignatureError("the signature and the manifest list different blobs")
@@ -167,7 +175,7 @@ def signer_hint(signature: bytes) -> str:
     """The key id that a signature file names; unverified, for messages to people only."""
     try:
         return str(msgspec.json.decode(signature)["verificationMaterial"]["publicKey"]["hint"])[:64]
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
         return ""
 
 
@@ -188,7 +196,9 @@ def _verified_statement(data: bytes, verifiers: Sequence[Verifier], limits: Limi
     envelope = wire.read()
     hint = signer_hint(data)
     named = Envelope(
-        envelope.payload, envelope.payload_type, tuple(Signature(s.keyid or hint, s.sig) for s in envelope.signatures)
+        envelope.payload,
+        envelope.payload_type,
+        tuple(Signature(s.keyid or hint, s.sig) for s in envelope.signatures),
     )
     check_envelope(named, PAYLOAD_TYPE, verifiers)
     try:

@@ -22,7 +22,8 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int, what: str) -> Any:
     """Parse strictly.
 
     Raises:
-        ManifestError: too large, too deep, not UTF-8, not JSON, a duplicate key, NaN or infinity.
+        ManifestError: too large, too deep, not UTF-8, not JSON, a duplicate key, NaN or infinity, a lone
+            surrogate.
     """
     if len(data) > max_bytes:
         raise ManifestError(f"{what} has {len(data)} bytes; at most {max_bytes} are accepted")
@@ -52,15 +53,18 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int, what: str) -> Any:
         return int(text)
 
     try:
-        return json.loads(
+        value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=pairs,
             parse_constant=refuse_constant,
             parse_float=finite,
             parse_int=bounded_int,
         )
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if b"\\u" in data:
+            canonical(value)  # raises if an escape names half a character, which no UTF-8 can write again
+    except (UnicodeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{what} is not JSON: {error}") from error
+    return value
 
 
 def _depth(data: bytes) -> int:

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 from .errors import MessageError
 from .limits import DEFAULT_LIMITS, Limits
 from .monitoring import SCORE_BINS, MonitoringSpec
+from .varints import SUM_BITS, Reader, Writer
 
 MAGIC: Final = b"SKW1"
 LATENCY_CELLS: Final = 96
@@ -25,7 +26,6 @@ LATENCY_CELLS: Final = 96
 CLOCK_NONE, CLOCK_NTP, CLOCK_GPS = 0, 1, 2
 
 _HEAD: Final = struct.Struct(">4s8s8s16s")
-_FLOATS: Final = struct.Struct(">ff")
 _FEATURES, _PREDICTION, _EMBEDDING, _LABELS, _HEALTH = range(1, 6)
 T = TypeVar("T")
 
@@ -39,6 +39,9 @@ class Flags(IntFlag):
     """Several windows merged into one because the buffer was full."""
     DP = 4
     """Differentially private counts."""
+
+
+NO_FLAGS: Final = Flags(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class FeatureSketch:
     """Sum of the fixed-point distances below the range."""
     exceed_high: int = 0
     minimum: float = 0.0
-    """float32; 0 if the window has no finite value."""
+    """float32, clipped to its finite range; 0 if the window has no finite value."""
     maximum: float = 0.0
 
 
@@ -98,7 +101,7 @@ class HealthSketch:
     rss_kib: int = 0
     """Maximum."""
     temperature_mc: int = 0
-    """Maximum, in thousandths of a degree Celsius; 0 if unknown."""
+    """Maximum, in thousandths of a degree Celsius, of either sign; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,7 @@ class WindowSummary:
     boot: bytes
     """16 bytes."""
     seq: int
-    flags: Flags = Flags(0)
+    flags: Flags = NO_FLAGS
     start_utc_ms: int
     start_mono_ms: int
     duration_ms: int
@@ -130,8 +133,12 @@ class WindowSummary:
 
 
 def encode(summary: WindowSummary) -> bytes:
-    """The wire form."""
-    w = _Writer()
+    """The wire form.
+
+    Raises:
+        MessageError: a count below 0, or a number beyond what the form holds.
+    """
+    w = Writer()
     w.raw(_HEAD.pack(MAGIC, summary.spec_hash, summary.bundle, summary.boot))
     for number in (
         summary.seq, summary.flags, summary.start_utc_ms, summary.start_mono_ms, summary.duration_ms,
@@ -159,12 +166,16 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> WindowSummary:
         MessageError: oversize, truncated, an impossible number, or counts that do not add up.
     """
     if len(data) > limits.summary_bytes:
-        raise MessageError(f"a window summary of {len(data)} bytes is over the limit of {limits.summary_bytes}")
-    r = _Reader(data)
+        raise MessageError(
+            f"a window summary of {len(data)} bytes is over the limit of {limits.summary_bytes}"
+        )
+    r = Reader(data)
     magic, spec_hash, bundle, boot = _HEAD.unpack(r.raw(_HEAD.size))
     if magic != MAGIC:
         raise MessageError("not a window summary of version 1")
-    seq, flags, start_utc, start_mono, duration, quality, rows, dropped, errors = (r.number() for _ in range(9))
+    seq, flags, start_utc, start_mono, duration, quality, rows, dropped, errors = (
+        r.number() for _ in range(9)
+    )
     blocks: dict[int, bytes] = {}
     last = 0
     while not r.done():
@@ -181,6 +192,9 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> WindowSummary:
     prediction = _optional(blocks.pop(_PREDICTION, None), lambda b: _read_prediction(b, limits))
     if prediction is not None and sum(prediction.counts) > rows:
         raise MessageError("window summary: more predictions than rows")
+    embedding = _optional(blocks.pop(_EMBEDDING, None), lambda b: _read_embedding(b, limits))
+    if embedding is not None and sum(embedding.norms) > rows:
+        raise MessageError("window summary: more embeddings than rows")
     return WindowSummary(
         spec_hash=spec_hash,
         bundle=bundle,
@@ -196,7 +210,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> WindowSummary:
         errors=errors,
         features=features,
         prediction=prediction,
-        embedding=_optional(blocks.pop(_EMBEDDING, None), lambda b: _read_embedding(b, limits)),
+        embedding=embedding,
         labels=_optional(blocks.pop(_LABELS, None), _read_labels) or (),
         health=_whole(blocks.pop(_HEALTH), _read_health),
         unknown=tuple(blocks.items()),
@@ -217,8 +231,16 @@ def check(summary: WindowSummary, spec: MonitoringSpec, spec_hash: bytes) -> Non
         raise MessageError("the window and its spec disagree on whether there are predictions")
     if summary.prediction is not None and spec.prediction is not None:
         scores = 0 if spec.prediction.form == "label" else spec.prediction.classes * SCORE_BINS
-        if (len(summary.prediction.counts), len(summary.prediction.scores)) != (spec.prediction.classes, scores):
+        if (len(summary.prediction.counts), len(summary.prediction.scores)) != (
+            spec.prediction.classes,
+            scores,
+        ):
             raise MessageError("the window counts other classes than its spec")
+    if summary.embedding is not None:  # a device that cannot compute one leaves it out
+        shape = (len(summary.embedding.sums), len(summary.embedding.norms))
+        reference = spec.embedding
+        if reference is None or shape != (reference.dimensions, len(reference.norm_edges) + 1):
+            raise MessageError("the window has another embedding than its spec")
 
 
 def merge(a: WindowSummary, b: WindowSummary) -> WindowSummary:
@@ -228,29 +250,31 @@ def merge(a: WindowSummary, b: WindowSummary) -> WindowSummary:
     knows a block can merge it.
 
     Raises:
-        MessageError: they were made under different specs, or of different bundles.
+        MessageError: they were made under different specs, of different bundles, or in different shapes.
     """
     if (a.spec_hash, a.bundle) != (b.spec_hash, b.bundle):
         raise MessageError("windows of different specs or bundles cannot be merged")
-    first, second = sorted((a, b), key=lambda s: (s.start_utc_ms, s.boot, s.seq))
+    if len(a.features) != len(b.features):
+        raise MessageError("windows with different features cannot be merged")
+    first = min(a, b, key=lambda s: (s.start_utc_ms, s.boot, s.seq, s.start_mono_ms))
     end = max(s.start_utc_ms + s.duration_ms for s in (a, b))
+    temperatures = (a.health.temperature_mc, b.health.temperature_mc)
     return replace(
         first,
         flags=a.flags | b.flags,
-        start_mono_ms=first.start_mono_ms,
         duration_ms=end - first.start_utc_ms,
         clock_quality=min(a.clock_quality, b.clock_quality),
         rows=a.rows + b.rows,
         dropped=a.dropped + b.dropped,
         errors=a.errors + b.errors,
-        features=tuple(_merge_feature(x, y) for x, y in zip(first.features, second.features, strict=True)),
+        features=tuple(_merge_feature(x, y) for x, y in zip(a.features, b.features, strict=True)),
         prediction=_both(a.prediction, b.prediction, _merge_prediction),
         embedding=_both(a.embedding, b.embedding, _merge_embedding),
         labels=_merge_labels(a.labels + b.labels),
         health=HealthSketch(
             latency=_add(a.health.latency, b.health.latency),
             rss_kib=max(a.health.rss_kib, b.health.rss_kib),
-            temperature_mc=max(a.health.temperature_mc, b.health.temperature_mc),
+            temperature_mc=max((t for t in temperatures if t), default=0),
         ),
         unknown=(),
     )
@@ -307,86 +331,8 @@ def _add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-class _Writer:
-    """Varints are unsigned LEB128; signed numbers are zigzag-coded first."""
-
-    def __init__(self) -> None:
-        self.out = bytearray()
-
-    def raw(self, data: bytes) -> None:
-        self.out += data
-
-    def number(self, value: int) -> None:
-        if value < 0:
-            raise MessageError(f"window summary: {value} is negative")
-        while value > 0x7F:
-            self.out.append(value & 0x7F | 0x80)
-            value >>= 7
-        self.out.append(value)
-
-    def signed(self, value: int) -> None:
-        self.number(value << 1 if value >= 0 else (-value << 1) - 1)
-
-    def counts(self, values: tuple[int, ...]) -> None:
-        """Length, then the numbers; a run of k zeros is written as 0, k."""
-        self.number(len(values))
-        for zero, group in groupby(values, key=lambda value: value == 0):
-            if zero:
-                self.number(0)
-                self.number(sum(1 for _ in group))
-            else:
-                for value in group:
-                    self.number(value)
-
-
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def done(self) -> bool:
-        return self._at == len(self._data)
-
-    def raw(self, size: int) -> bytes:
-        piece = self._data[self._at : self._at + size]
-        if len(piece) != size:
-            raise MessageError("window summary: truncated")
-        self._at += size
-        return piece
-
-    def number(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.raw(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if shift and not byte:
-                    raise MessageError("window summary: a number is not in its shortest form")
-                return value
-            shift += 7
-            if shift > 63:
-                raise MessageError("window summary: a number is longer than 64 bits")
-
-    def signed(self) -> int:
-        value = self.number()
-        return value >> 1 if not value & 1 else -((value + 1) >> 1)
-
-    def counts(self, most: int) -> tuple[int, ...]:
-        length = self.number()
-        if length > most:
-            raise MessageError(f"window summary: {length} counts; at most {most} are accepted")
-        values: list[int] = []
-        while len(values) < length:
-            value = self.number()
-            run = self.number() if value == 0 else 1
-            if not 1 <= run <= length - len(values):
-                raise MessageError("window summary: a run of zeros does not fit")
-            values += [value] * run
-        return tuple(values)
-
-
 def _write_features(features: tuple[FeatureSketch, ...]) -> bytes:
-    w = _Writer()
+    w = Writer()
     w.number(len(features))
     for sketch in features:
         w.number(sketch.nulls)
@@ -394,24 +340,24 @@ def _write_features(features: tuple[FeatureSketch, ...]) -> bytes:
         w.counts(sketch.counts)
         w.signed(sketch.total)
         for number in (sketch.squares, sketch.exceed_low, sketch.exceed_high):
-            w.number(number)
-        w.raw(_FLOATS.pack(sketch.minimum, sketch.maximum))
+            w.number(number, SUM_BITS)
+        w.floats(sketch.minimum, sketch.maximum)
     return bytes(w.out)
 
 
-def _read_features(r: _Reader, limits: Limits) -> tuple[FeatureSketch, ...]:
+def _read_features(r: Reader, limits: Limits) -> tuple[FeatureSketch, ...]:
     count = r.number()
     if count > limits.features:
         raise MessageError(f"window summary: {count} features; at most {limits.features} are accepted")
     return tuple(_read_feature(r, limits) for _ in range(count))
 
 
-def _read_feature(r: _Reader, limits: Limits) -> FeatureSketch:
+def _read_feature(r: Reader, limits: Limits) -> FeatureSketch:
     nulls, nans = r.number(), r.number()
     counts = r.counts(limits.bins + 16)
-    total, squares, low, high = r.signed(), r.number(), r.number(), r.number()
-    minimum, maximum = _FLOATS.unpack(r.raw(_FLOATS.size))
-    if not minimum <= maximum:
+    total, (squares, low, high) = r.signed(), (r.number(SUM_BITS) for _ in range(3))
+    minimum, maximum = r.floats()
+    if not -math.inf < minimum <= maximum < math.inf:
         raise MessageError("window summary: a minimum is above its maximum, or not a number")
     return FeatureSketch(
         nulls=nulls, nans=nans, counts=counts, total=total, squares=squares, exceed_low=low, exceed_high=high,
@@ -420,24 +366,26 @@ def _read_feature(r: _Reader, limits: Limits) -> FeatureSketch:
 
 
 def _write_prediction(sketch: PredictionSketch) -> bytes:
-    w = _Writer()
+    w = Writer()
     w.counts(sketch.counts)
     w.counts(sketch.scores)
-    w.number(sketch.sum_max_score)
-    w.number(sketch.sum_calibrated)
+    w.number(sketch.sum_max_score, SUM_BITS)
+    w.number(sketch.sum_calibrated, SUM_BITS)
     return bytes(w.out)
 
 
-def _read_prediction(r: _Reader, limits: Limits) -> PredictionSketch:
+def _read_prediction(r: Reader, limits: Limits) -> PredictionSketch:
     counts = r.counts(limits.classes)
     scores = r.counts(len(counts) * SCORE_BINS)
     if scores and (len(scores) != len(counts) * SCORE_BINS or sum(scores) != sum(counts)):
         raise MessageError("window summary: the scores do not add up to the predictions")
-    return PredictionSketch(counts=counts, scores=scores, sum_max_score=r.number(), sum_calibrated=r.number())
+    return PredictionSketch(
+        counts=counts, scores=scores, sum_max_score=r.number(SUM_BITS), sum_calibrated=r.number(SUM_BITS)
+    )
 
 
 def _write_embedding(sketch: EmbeddingSketch) -> bytes:
-    w = _Writer()
+    w = Writer()
     w.number(len(sketch.sums))
     for value in sketch.sums:
         w.signed(value)
@@ -445,15 +393,17 @@ def _write_embedding(sketch: EmbeddingSketch) -> bytes:
     return bytes(w.out)
 
 
-def _read_embedding(r: _Reader, limits: Limits) -> EmbeddingSketch:
+def _read_embedding(r: Reader, limits: Limits) -> EmbeddingSketch:
     size = r.number()
     if size > limits.features:
-        raise MessageError(f"window summary: {size} embedding features; at most {limits.features} are accepted")
+        raise MessageError(
+            f"window summary: {size} embedding features; at most {limits.features} are accepted"
+        )
     return EmbeddingSketch(sums=tuple(r.signed() for _ in range(size)), norms=r.counts(limits.bins + 2))
 
 
 def _write_labels(labels: tuple[LabelCount, ...]) -> bytes:
-    w = _Writer()
+    w = Writer()
     w.number(len(labels))
     for label in sorted(labels):
         for number in (label.window, label.truth, label.predicted, label.count):
@@ -461,7 +411,7 @@ def _write_labels(labels: tuple[LabelCount, ...]) -> bytes:
     return bytes(w.out)
 
 
-def _read_labels(r: _Reader) -> tuple[LabelCount, ...]:
+def _read_labels(r: Reader) -> tuple[LabelCount, ...]:
     # A label takes at least 4 bytes, so the block's own length bounds the count.
     return tuple(
         LabelCount(window=r.number(), truth=r.number(), predicted=r.number(), count=r.number())
@@ -470,34 +420,36 @@ def _read_labels(r: _Reader) -> tuple[LabelCount, ...]:
 
 
 def _write_health(sketch: HealthSketch) -> bytes:
-    w = _Writer()
+    w = Writer()
     w.counts(sketch.latency)
     w.number(sketch.rss_kib)
-    w.number(sketch.temperature_mc)
+    w.signed(sketch.temperature_mc)
     return bytes(w.out)
 
 
-def _read_health(r: _Reader) -> HealthSketch:
+def _read_health(r: Reader) -> HealthSketch:
     latency = r.counts(LATENCY_CELLS)
     if len(latency) != LATENCY_CELLS:
-        raise MessageError(f"window summary: the latency histogram has {LATENCY_CELLS} cells, not {len(latency)}")
-    return HealthSketch(latency=latency, rss_kib=r.number(), temperature_mc=r.number())
+        raise MessageError(
+            f"window summary: the latency histogram has {LATENCY_CELLS} cells, not {len(latency)}"
+        )
+    return HealthSketch(latency=latency, rss_kib=r.number(), temperature_mc=r.signed())
 
 
-def _whole(data: bytes, read: Callable[[_Reader], T]) -> T:
-    r = _Reader(data)
+def _whole(data: bytes, read: Callable[[Reader], T]) -> T:
+    r = Reader(data)
     value = read(r)
     if not r.done():
         raise MessageError("window summary: a block has bytes left over")
     return value
 
 
-def _optional(data: bytes | None, read: Callable[[_Reader], T]) -> T | None:
+def _optional(data: bytes | None, read: Callable[[Reader], T]) -> T | None:
     return None if data is None else _whole(data, read)
 
 
 def latency_cell(microseconds: float) -> int:
-    """The histogram cell of a latency.
+    """The histogram cell of a latency; it must be finite.
 
     >>> [latency_cell(us) for us in (0.5, 1, 2, 1000, 1e12)]
     [0, 0, 4, 39, 95]

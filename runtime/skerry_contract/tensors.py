@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from .errors import ManifestError
 from .strict_json import Reader, canonical, loads
@@ -22,6 +23,8 @@ DTYPE_OF_DATATYPE: Mapping[str, str] = {
     "INT32": "I32", "FP32": "F32", "UINT64": "U64", "INT64": "I64", "FP64": "F64",
 }  # fmt: skip
 """From the Open Inference Protocol's datatypes to this layout's."""
+_METADATA: Final = "__metadata__"
+_MAX_RANK: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,17 @@ class Tensor:
 
 
 def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Serialize deterministically, ordered by name."""
+    """Serialize deterministically, ordered by name.
+
+    Raises:
+        ManifestError: bytes that do not fill the shape, or what the layout cannot hold.
+    """
     header: dict[str, object] = {}
     offset = 0
     for name in sorted(tensors):
         tensor = tensors[name]
+        if name == _METADATA or tensor.dtype not in ITEM_SIZES or len(tensor.shape) > _MAX_RANK:
+            raise ManifestError(f"tensor {name!r}: a name, dtype or rank that a tensor file cannot hold")
         if len(tensor.data) != math.prod(tensor.shape) * ITEM_SIZES[tensor.dtype]:
             raise ManifestError(f"tensor {name!r}: {len(tensor.data)} bytes do not fill shape {tensor.shape}")
         end = offset + len(tensor.data)
@@ -67,7 +76,7 @@ def read_tensors(data: bytes, *, max_header_bytes: int = 1 << 20) -> dict[str, T
     body = memoryview(data)[8 + length :]
     found: dict[str, tuple[int, int, Tensor]] = {}
     for name, value in header.items():
-        if name == "__metadata__":
+        if name == _METADATA:
             continue
         reader = Reader(value, f"tensor {name[:80]!r}")
         dtype, shape = reader.take("dtype", str), reader.take("shape", list)
@@ -77,6 +86,8 @@ def read_tensors(data: bytes, *, max_header_bytes: int = 1 << 20) -> dict[str, T
         if not all(type(number) is int and number >= 0 for number in shape + offsets) or len(offsets) != 2:
             raise ManifestError(f"{reader.where}: shape and data_offsets must be non-negative integers")
         begin, end = offsets
+        if len(shape) > _MAX_RANK:
+            raise ManifestError(f"{reader.where}: a tensor has at most {_MAX_RANK} dimensions")
         if not begin <= end <= len(body) or end - begin != math.prod(shape) * ITEM_SIZES[dtype]:
             raise ManifestError(f"{reader.where}: bytes {begin} to {end} do not fill shape {shape}")
         found[name] = (begin, end, Tensor(dtype, tuple(shape), bytes(body[begin:end])))

@@ -147,7 +147,8 @@ def check_id(text: str) -> str:
     """
     if not _ID.fullmatch(text):
         raise MessageError(
-            f"{text[:80]!r} is not an identifier", hint="Use 1 to 64 letters, digits, '.', '_' or '-', no '/'."
+            f"{text[:80]!r} is not an identifier",
+            hint="Use 1 to 64 letters, digits, '.', '_' or '-', no '/'.",
         )
     return text
 
