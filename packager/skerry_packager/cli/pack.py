@@ -1,0 +1,291 @@
+"""``skerry pack``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from skerry_contract.errors import AccessError
+from skerry_contract.manifest import TASKS
+
+from .. import console
+from ..packing import MONITORS, OwnBudgets, Packed, PackRequest, megabytes
+from ..packing import pack as pack_model
+from ..results import Objective
+from ..runlog import variant_row
+from .options import EXISTING_FILE, json_option, loss
+from .runs import run_log_option, show_variants
+
+_STEPS: Final = {
+    "inspect": "loading the model in quarantine",
+    "data": "reading the data",
+    "normalize": "normalizing the model",
+    "fp32": "measuring the original",
+    "select": "choosing, and confirming on held-out rows",
+    "golden": "recording golden samples",
+    "monitoring": "learning what is normal",
+    "done": "signing",
+}
+"""Of the steps that `pack_variants` reports; all others are variants."""
+
+
+@click.command()
+@click.argument("model", type=EXISTING_FILE)
+@click.option(
+    "--name", required=True, help="Name of the model in the fleet: lower-case letters, digits, '.', '_', '-'."
+)
+@click.option("--version", required=True, help="Semantic version, such as 1.4.0.")
+@click.option(
+    "--release",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Counter that rises with every release; from the version if not given (1.4.2 is 1004002).",
+)
+@click.option(
+    "--evaluation",
+    required=True,
+    metavar="DATA",
+    help="Rows that judge: .npz with one array per input and 'y' for labels, .npy, or module:function.",
+)
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Rows that set quantization ranges; a fifth of the evaluation if not given.",
+)
+@click.option(
+    "--profile",
+    "profiles",
+    required=True,
+    multiple=True,
+    metavar="NAME",
+    help="Device profile, or the path of one of your own; may be repeated.",
+)
+@click.option(
+    "--key",
+    required=True,
+    type=EXISTING_FILE,
+    metavar="KEY",
+    help="Private key that signs (see 'skerry keys init').",
+)
+@click.option(
+    "--password-env",
+    metavar="VAR",
+    help="Environment variable with the key's password; asked for if not given.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice([objective.value for objective in Objective]),
+    default="size",
+    show_default=True,
+    help="What to minimize among the variants that pass.",
+)
+@click.option(
+    "--max-drop",
+    type=loss,
+    default="1pt",
+    show_default=True,
+    metavar="LOSS",
+    help="Largest loss accepted: 1pt, 1% or 0.01.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to write; NAME-VERSION.skerry if not given.",
+)
+@click.option(
+    "--labels", default="", help="Names of the classes in the order of the output, separated by commas."
+)
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    help="What the model does; found from its outputs if not given.",
+)
+@click.option(
+    "--monitor",
+    type=click.Choice(MONITORS),
+    default="auto",
+    show_default=True,
+    help="What devices watch of the inputs for drift: all that was found, one kind of it, or nothing.",
+)
+@click.option(
+    "--lineage",
+    type=EXISTING_FILE,
+    metavar="FILE",
+    help="JSON or TOML about the training: data_hash, code_commit, hyperparameters, metrics, …",
+)
+@click.option(
+    "--security-floor",
+    type=click.IntRange(0),
+    default=0,
+    help="Once confirmed, devices refuse lower releases.",
+)
+@click.option(
+    "--budget-ram",
+    type=click.FloatRange(1),
+    metavar="MB",
+    help="Memory of a worker process, instead of the profiles'.",
+)
+@click.option(
+    "--budget-size",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MB",
+    help="Size of the model, instead of the profiles'.",
+)
+@click.option(
+    "--budget-latency-ms",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="95th percentile on a device, instead of the profiles'; devices check it themselves.",
+)
+@run_log_option
+@json_option
+def pack(
+    model: Path,
+    name: str,
+    version: str,
+    release: int | None,
+    evaluation: str,
+    calibration: str | None,
+    profiles: tuple[str, ...],
+    key: Path,
+    password_env: str | None,
+    objective: str,
+    max_drop: float,
+    out: Path | None,
+    labels: str,
+    task: str | None,
+    monitor: str,
+    lineage: Path | None,
+    security_floor: int,
+    budget_ram: float | None,
+    budget_size: float | None,
+    budget_latency_ms: float | None,
+    run_log: Path,
+    as_json: bool,
+) -> None:
+    """Turn a model into a signed bundle of its best variants.
+
+    Several forms of the model are made (16-bit and 8-bit storage, 8-bit arithmetic). Each is compared with
+    the original on your data, and measured. For every profile the best one that loses less than --max-drop
+    and fits the device goes into the bundle, with the original behind it where that fits too.
+
+    The same inputs give the same bundle, byte for byte. A model that fits nowhere is refused, with the
+    numbers. One MB is 1,048,576 bytes.
+
+    \b
+    Example:
+      skerry pack digits.onnx --name digits --version 1.0.0 --key engineer.key \\
+        --calibration train.npz --evaluation test.npz --profile raspberry-pi-4
+      skerry pack digits.onnx --name digits --version 1.1.0 --key engineer.key --evaluation test.npz \\
+        --profile raspberry-pi-4 --profile x86-gateway --objective latency --max-drop 0.5pt --lineage run.toml
+    """
+    password = _password(key, password_env)
+    request = PackRequest(
+        model=model,
+        name=name,
+        version=version,
+        release=release,
+        key=key,
+        password=password,
+        evaluation=evaluation,
+        calibration=calibration,
+        profiles=profiles,
+        objective=Objective(objective),
+        max_drop=max_drop,
+        out=out,
+        labels=tuple(label.strip() for label in labels.split(",")) if labels else (),
+        task=task,
+        monitor=monitor,
+        lineage=lineage,
+        security_floor=security_floor,
+        budgets=OwnBudgets(
+            ram_bytes=megabytes(budget_ram or 0),
+            size_bytes=megabytes(budget_size or 0),
+            latency_p95_us=int((budget_latency_ms or 0) * 1000),
+        ),
+        run_log=run_log,
+    )
+    with console.progress(quiet=as_json) as step:
+        packed = pack_model(
+            request, lambda what, done, total: step(_STEPS.get(what, f"trying {what}"), done, total)
+        )
+    for warning in packed.warnings:
+        console.warn(warning)
+    console.print_json(_as_json(packed, request.run_log)) if as_json else _show(packed, request.run_log)
+
+
+def _password(key: Path, variable: str | None) -> bytes | None:
+    """The key's password, from the environment, else from the person at the terminal, if it has one."""
+    from ..keys import needs_password, open_to_others, password_from
+
+    if open_to_others(key):
+        console.warn(f"other users of this machine can read {key}: chmod 600 {key}")
+    if variable:
+        return password_from(variable)
+    if not needs_password(key):
+        return None
+    if not sys.stdin.isatty():
+        raise AccessError(
+            f"{key} has a password", hint="Name the environment variable that holds it by --password-env."
+        )
+    return str(click.prompt(f"Password of {key}", hide_input=True, err=True)).encode()
+
+
+def _rows(packed: Packed) -> list[dict[str, Any]]:
+    return [variant_row(packed.result, variant) for variant in packed.result.variants]
+
+
+def _as_json(packed: Packed, run_log: Path) -> dict[str, Any]:
+    result = packed.result
+    return {
+        "bundle": str(packed.path),
+        "digest": packed.digest,
+        "size": packed.size,
+        "release": packed.release,
+        "key_id": packed.key_id,
+        "task": result.task,
+        "metric": result.metric,
+        "objective": str(result.objective),
+        "max_drop": result.max_drop,
+        "chosen": result.chosen,
+        "choices": [
+            {
+                "profile": choice.target,
+                "variants": choice.variants,
+                "lost": dict(choice.lost),
+                "pareto": choice.pareto,
+            }
+            for choice in result.choices
+        ],
+        "variants": _rows(packed),
+        "notes": result.notes,
+        "lineage_gaps": packed.gaps,
+        "run": packed.run,
+        "run_log": str(run_log),
+    }
+
+
+def _show(packed: Packed, run_log: Path) -> None:
+    result = packed.result
+    show_variants(_rows(packed))
+    for note in result.notes:
+        console.say(f"note: {note}", style="dim")
+    for choice in result.choices:
+        console.say(f"{choice.target}: {', then '.join(choice.variants)}", style="bold")
+    if packed.gaps:
+        console.say(f"not known: {', '.join(packed.gaps)} (--lineage tells)", style="dim")
+    if packed.run:
+        console.say(
+            f"logged as run {packed.run}: skerry runs show {packed.run} --run-log {run_log}", style="dim"
+        )
+    console.facts(
+        [
+            ("bundle", f"{packed.path}  ({console.size(packed.size)})"),
+            ("digest", packed.digest),
+            ("signed by", packed.key_id),
+        ]
+    )

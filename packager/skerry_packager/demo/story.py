@@ -1,0 +1,421 @@
+"""The story of the demo, act by act. Every line of its closing table is measured in the act that it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from skerry_contract.errors import SkerryError
+
+from skerry_packager.fleet_client import FleetClient
+
+from . import digits
+from .processes import Processes, free_ports
+
+DEVICES = ("door-1", "door-2", "gate-1", "gate-2", "yard-1")
+RAM_BUDGET_MB = 128
+"""What each device grants to a model: plenty for versions 1 and 2."""
+WINDOW_S = 3.0
+
+
+class StoryError(Exception):
+    """The story cannot go on: what was awaited did not happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the closing table."""
+
+    claim: str
+    measured: str
+    holds: bool
+
+
+@dataclass
+class Story:
+    """Plays the acts in one folder with real processes; `lines` fills up as it goes."""
+
+    folder: Path
+    console: Console
+    lines: list[Line] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.processes = Processes(self.folder)
+        self.http_port, self.broker_port, self.uplink_port = free_ports(3)
+        self.server = f"http://127.0.0.1:{self.http_port}"
+        self.data = digits.load()
+        self.accuracy: dict[int, float] = {}
+
+    def play(self) -> None:
+        """All acts. Raises `StoryError` or `SkerryError` when the story breaks off."""
+        self.models_and_keys()
+        self.fleet_and_devices()
+        self.first_version()
+        self.second_version_while_one_is_away()
+        self.back_from_offline()
+        self.version_that_does_not_fit()
+        self.dark_camera()
+        self.every_request()
+
+    # --- acts ------------------------------------------------------------------------------------------------
+
+    def models_and_keys(self) -> None:
+        self.act("An engineer trains a digit reader on real handwritten digits and makes a signing key")
+        self.calibration, self.evaluation = digits.write_data(self.data, self.folder)
+        np.savez(self.folder / "live.npz", image=self.data.live[0], labels=self.data.live[1])
+        self.train(1)
+        self.skerry("keys", "init", "--out", str(self.folder), "--name", "engineer", "--no-password")
+
+    def fleet_and_devices(self) -> None:
+        self.act("A fleet server starts with its MQTT broker; five devices are enrolled and start their daemons")
+        self.processes.start(
+            "fleet",
+            [*_program("skerry"), "fleet", "serve", "--data", str(self.folder / "fleet"), "--port", str(self.http_port),
+             "--broker-port", str(self.broker_port), "--trust", str(self.folder / "engineer.pub"), "--org", "demo"],
+        )  # fmt: skip
+        token = self.folder / "fleet" / "admin.token"
+        self.wait("the fleet server answers", lambda: token.exists() and FleetClient(self.server).healthy())
+        self.fleet = FleetClient(self.server, token.read_text().strip())
+        self.environment = {"SKERRY_SERVER": self.server, "SKERRY_TOKEN_FILE": str(token)}
+        for device in DEVICES:
+            self.enrol(device)
+        self.uplink()
+        for device in DEVICES:
+            self.processes.start(device, [*_program("skerry-runtime"), "run", "--config", str(self.config(device))])
+        self.wait("five devices are online", lambda: self.online() == set(DEVICES))
+        sockets = {device: str(self.folder / device / "run" / "skerry.sock") for device in DEVICES}
+        (self.folder / "plan.json").write_text(json.dumps(sockets))
+        self.light()
+        self.processes.start("cameras", [sys.executable, "-m", "skerry_packager.demo.cameras", str(self.folder)])
+        self.say(f"online: {', '.join(DEVICES)}. Each has a camera application that asks its daemon all the time.")
+
+    def first_version(self) -> None:
+        self.act("Version 1.0.0 is packed, signed, published and rolled out in waves")
+        packed = self.pack(1)
+        self.publish(1)
+        began = time.monotonic()
+        rollout = self.roll_out(1)
+        done = self.wait_rollout(rollout, "completed")
+        running = self.running("1.0.0")
+        self.line(
+            "1.0.0 goes out in waves, smallest first",
+            f"waves of {_sizes(done)} devices, {len(running)} of {len(DEVICES)} confirmed in {_took(began)}",
+            running == set(DEVICES) and len(done["waves"]) == 3,
+        )
+        self.line(
+            "the packer chose the smallest variant that keeps its promises",
+            _choice(packed),
+            _chosen(packed)["size"] < next(v["size"] for v in packed["variants"] if v["name"] == "fp32"),
+        )
+        self.wait("every camera gets answers", lambda: all(c["images"] for c in self.counts().values()))
+
+    def second_version_while_one_is_away(self) -> None:
+        away = DEVICES[-1]
+        self.act(f"{away} loses its network; meanwhile 2.0.0, a better reader, goes to the others")
+        self.processes.end("uplink", signal.SIGKILL)
+        self.away_since = time.monotonic()
+        self.wait(f"the fleet notices that {away} is gone", lambda: away not in self.online())
+        self.train(2)
+        self.pack(2)
+        self.publish(2)
+        self.rollout_2 = self.roll_out(2)
+        others = set(DEVICES) - {away}
+        self.wait("2.0.0 is confirmed on the other four", lambda: self.running("2.0.0") == others, 60)
+        before, images = self.counts(), lambda: self.counts()[away]["images"].get("1.0.0", 0)
+        self.wait(f"{away} still answers offline", lambda: images() > before[away]["images"]["1.0.0"] + 100)
+        self.wait("2.0.0 answers on the others", lambda: all(self.seen(d, "2.0.0") > 600 for d in others))
+        one, two = self.live_accuracy("1.0.0"), self.live_accuracy("2.0.0")
+        self.line(
+            "2.0.0 follows and reads better on the devices' own images",
+            f"4 of 4 reachable devices; right on {two:.1%} of the images, 1.0.0 on {one:.1%}",
+            self.running("2.0.0") == others and two > one,
+        )
+
+    def version_that_does_not_fit(self) -> None:
+        self.act("Version 3.0.0 is as good on the bench, but needs too much memory on the devices")
+        self.train(3)
+        packed = self.pack(3)
+        bench = _chosen(packed)["ram_bytes"] / 1e6
+        self.say(f"on the bench, one image at a time: {bench:.0f} MB. The devices grant {RAM_BUDGET_MB} MB.")
+        self.publish(3)
+        before = self.counts()
+        rollout = self.roll_out(3)
+        halted = self.wait_rollout(rollout, ("halted", "reverting", "reverted"))
+        wave = {d["device"]: d for d in halted["waves"][0]["devices"]}
+        self.wait(
+            "the devices of the first wave answer with 2.0.0 again",
+            lambda: wave.keys() <= self.running("2.0.0"),
+        )
+        failed = [d for d in wave.values() if d["phase"] == "rolled_back"]
+        code = (failed[0].get("error") or {}).get("code", "") if failed else ""
+        untouched = set(DEVICES) - {p["device"] for p in self.fleet.placements("digits", "3.0.0")}
+        answered_3 = {d for d in DEVICES if self.seen(d, "3.0.0")}
+        reasons = halted["waves"][0]["verdict"]["reasons"]
+        self.say(f"the gate said: {' '.join(reasons)}")
+        self.line(
+            "3.0.0 fits on the bench and not on a device: stopped at the first wave",
+            f"{bench:.0f} MB on the bench, {RAM_BUDGET_MB} MB granted; rollout {halted['state']}; answered by it: "
+            f"{', '.join(sorted(answered_3)) or 'nobody'}; never reached: {', '.join(sorted(untouched - answered_3))}",
+            bench < RAM_BUDGET_MB and bool(answered_3) and answered_3 <= wave.keys() and len(wave) < len(DEVICES),
+        )
+        after = self.counts()
+        lost = sum(after[d]["failures"] - before[d]["failures"] for d in DEVICES)
+        asked = sum(after[d]["requests"] - before[d]["requests"] for d in DEVICES)
+        self.line(
+            "it was rolled back by the device itself, and every request was answered",
+            f"{len(failed)} rolled back ({code}); {asked - lost} of {asked} requests answered meanwhile",
+            bool(failed) and code == "budget.memory" and not lost and bool(answered_3),
+        )
+
+    def dark_camera(self) -> None:
+        dark = DEVICES[2]
+        self.act(f"The camera of {dark} goes dark")
+        quiet = self.drift_alerts()
+        self.light({dark: 0.2})
+        began = time.monotonic()
+        self.wait("a drift alert", lambda: self.drift_alerts(), 60)
+        alert = self.drift_alerts()[0]
+        devices = {found["device"] for found in self.drift_alerts()}
+        features = [item["name"] for item in alert["data"]["features"]]
+        self.say(f"{alert['severity']}: {alert['title']}")
+        self.line(
+            "a dark camera raises a drift alert that names device and features",
+            f"{alert['device']}: {', '.join(features[:3])}; {_took(began)} after it went dark",
+            devices == {dark} and "brightness" in " ".join(features),
+        )
+        self.line(
+            "no drift alert before, and none for the other cameras",
+            f"{len(quiet)} before; {len(devices - {dark})} of {len(DEVICES) - 1} others",
+            not quiet and devices == {dark},
+        )
+        self.light()
+
+    def back_from_offline(self) -> None:
+        away = DEVICES[-1]
+        self.act(f"{away} gets its network back")
+        status = self.device_status(away)
+        buffered = status["outbox"]["waiting_rows"]
+        offline = _took(self.away_since)
+        self.uplink()
+        self.wait(f"{away} has caught up with 2.0.0", lambda: away in self.running("2.0.0"), 60)
+        self.wait("its buffer is empty", lambda: self.device_status(away)["outbox"]["waiting_rows"] <= 1, 60)
+        outbox = self.device_status(away)["outbox"]
+        numbers = sorted(window["seq"] for window in self.fleet.windows(away))
+        complete = numbers == list(range(1, len(numbers) + 1))
+        self.wait_rollout(self.rollout_2, "completed")
+        self.line(
+            f"{away}, offline for {offline}, lost nothing",
+            f"{buffered} rows were buffered, {outbox['lost']} lost; the fleet has its windows 1 to {numbers[-1]}, "
+            f"each once" if complete else f"windows in the fleet: {numbers}",
+            complete and buffered > 0 and outbox["lost"] == 0,
+        )
+        self.line(
+            "and caught up with what it had missed",
+            f"runs 2.0.0; rollout of 2.0.0 {self.fleet.rollout(self.rollout_2)['state']}",
+            away in self.running("2.0.0"),
+        )
+
+    def every_request(self) -> None:
+        counts = self.counts()
+        asked = sum(c["requests"] for c in counts.values())
+        failed = sum(c["failures"] for c in counts.values())
+        images = sum(sum(c["images"].values()) for c in counts.values())
+        slowest = max(c["slowest_ms"] for c in counts.values())
+        reason = next((f" ({d}: {c['last_failure']})" for d, c in counts.items() if c["failures"]), "")
+        self.line(
+            "from the first model on, every request on every device was answered",
+            f"{asked - failed:,} of {asked:,} requests, {images:,} images; slowest {slowest:.0f} ms{reason}",
+            failed == 0 and asked > 500 and all(c["requests"] > 50 for c in counts.values()),
+        )
+        died = self.processes.died()
+        self.line("no process died on its own", ", ".join(died) or "none did", not died)
+
+    # --- steps -----------------------------------------------------------------------------------------------
+
+    def train(self, version: int) -> None:
+        self.accuracy[version] = digits.train(version, self.data, self.folder / f"digits-{version}.onnx")
+        self.say(f"trained digits {version}.0.0: right on {self.accuracy[version]:.1%} of images it never saw")
+
+    def pack(self, version: int) -> dict[str, Any]:
+        return self.skerry(
+            "pack", str(self.folder / f"digits-{version}.onnx"), "--name", "digits", "--version", f"{version}.0.0",
+            "--release", str(version), "--calibration", str(self.calibration), "--evaluation", str(self.evaluation),
+            "--profile", "x86-gateway", "--monitor", "image", "--task", "classification",
+            "--labels", ",".join(map(str, range(10))), "--key", str(self.folder / "engineer.key"),
+            "--run-log", str(self.folder / "runs.db"), "--out", str(self.bundle(version)),
+        )  # fmt: skip
+
+    def publish(self, version: int) -> None:
+        self.skerry("publish", str(self.bundle(version)))
+
+    def roll_out(self, version: int) -> str:
+        started = self.skerry(
+            "rollout", "start", "digits", f"{version}.0.0", "--wave", "20%", "--wave", "60%", "--wave", "100%",
+            "--probation-requests", "20", "--probation-seconds", "2", "--deadline", "40",
+        )  # fmt: skip
+        return str(started["id"])
+
+    def enrol(self, device: str) -> None:
+        self.skerry("devices", "add", device, "--label", f"site={device[:4]}", "--out", str(self.config(device)))
+        port = self.uplink_port if device == DEVICES[-1] else self.broker_port
+        wanted = {
+            "data_dir": json.dumps(str(self.folder / device)),
+            "port": str(port),
+            "ram_mb": str(RAM_BUDGET_MB),
+            "seconds": str(WINDOW_S),
+        }
+        text = self.config(device).read_text()
+        for key, value in wanted.items():
+            text, found = re.subn(rf"(?m)^{key} *=.*$", f"{key} = {value}", text)
+            if found != 1:
+                raise StoryError(f"the device configuration names {key} {found} times")
+        self.config(device).write_text(text)
+
+    def uplink(self) -> None:
+        ports = [str(self.uplink_port), str(self.broker_port)]
+        self.processes.start("uplink", [sys.executable, "-m", "skerry_packager.demo.uplink", *ports])
+
+    def light(self, dark: dict[str, float] | None = None) -> None:
+        draft = self.folder / "scene.json.tmp"
+        draft.write_text(json.dumps({"light": dark or {}}))
+        os.replace(draft, self.folder / "scene.json")
+
+    # --- what is seen ----------------------------------------------------------------------------------------
+
+    def online(self) -> set[str]:
+        return {device["id"] for device in self.fleet.devices() if device["presence"] == "online"}
+
+    def running(self, version: str) -> set[str]:
+        """Devices whose last report says that this version is active and not on probation."""
+        found = set()
+        for device in self.fleet.devices():
+            report = (device.get("reported") or {}).get("digits") or {}
+            if report.get("active_version") == version and report.get("phase") != "probation":
+                found.add(device["id"])
+        return found
+
+    def drift_alerts(self) -> list[Mapping[str, Any]]:
+        return [alert for alert in self.fleet.alerts() if alert["kind"] == "drift"]
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        counts: dict[str, dict[str, Any]] = json.loads((self.folder / "counts.json").read_text())
+        return counts
+
+    def seen(self, device: str, version: str) -> int:
+        return int(self.counts()[device]["images"].get(version, 0))
+
+    def live_accuracy(self, version: str) -> float:
+        counts = self.counts().values()
+        right = sum(c["correct"].get(version, 0) for c in counts)
+        return float(right / max(1, sum(c["images"].get(version, 0) for c in counts)))
+
+    def device_status(self, device: str) -> dict[str, Any]:
+        return self.run([*_program("skerry-runtime"), "status", "--config", str(self.config(device)), "--json"])
+
+    def config(self, device: str) -> Path:
+        return self.folder / f"{device}.toml"
+
+    def bundle(self, version: int) -> Path:
+        return self.folder / f"digits-{version}.0.0.skerry"
+
+    # --- telling and waiting ---------------------------------------------------------------------------------
+
+    def act(self, title: str) -> None:
+        self.console.print(f"\n[bold cyan]{escape(title)}[/]")
+
+    def say(self, text: str) -> None:
+        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/]  {escape(text)}", highlight=False)
+
+    def line(self, claim: str, measured: str, holds: bool) -> None:
+        self.lines.append(Line(claim, measured, holds))
+        mark = "[green]holds[/]" if holds else "[bold red]DOES NOT HOLD[/]"
+        self.console.print(
+            f"[dim]{time.monotonic() - self.began:6.1f} s[/]  {mark}  {escape(claim)}: {escape(measured)}", highlight=False
+        )
+
+    def skerry(self, *arguments: str) -> dict[str, Any]:
+        """Run a command as a person would, show it, return what it says in JSON."""
+        shown = " ".join(argument.replace(f"{self.folder}/", "") for argument in arguments)
+        self.say(f"$ skerry {shown if len(shown) < 140 else shown[:137] + '...'}")
+        return self.run([*_program("skerry"), *arguments, "--json"])
+
+    def run(self, command: list[str]) -> dict[str, Any]:
+        environment = {**os.environ, **getattr(self, "environment", {})}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        if result.returncode:
+            raise StoryError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
+    def wait(self, what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise StoryError(f"waited {seconds:.0f} s in vain: {what}")
+            if died := self.processes.died():
+                tails = "\n".join(f"--- {name}.log\n{self.processes.log_tail(name)}" for name in died)
+                raise StoryError(f"{', '.join(died)} ended on its own while waiting: {what}\n{tails}")
+            time.sleep(0.2)
+        self.say(what)
+
+    def wait_rollout(self, rollout: str, states: str | tuple[str, ...]) -> Mapping[str, Any]:
+        """Follow a rollout, telling each wave's verdict once; a rollout that ended otherwise breaks the story."""
+        wanted = (states,) if isinstance(states, str) else states
+        told: set[str] = set()
+        deadline = time.monotonic() + 90
+        while True:
+            state = self.fleet.rollout(rollout)
+            for number, wave in enumerate(state["waves"], 1):
+                news = f"wave {number} ({len(wave['devices'])} devices): {wave['verdict']['decision']}"
+                if wave["verdict"]["decision"] != "hold" and news not in told:
+                    told.add(news)
+                    self.say(news)
+            if state["state"] in wanted:
+                return state
+            if state["state"] not in ("draft", "running") or time.monotonic() > deadline:
+                raise StoryError(f"rollout {rollout} is {state['state']}, not {' or '.join(wanted)}: {state}")
+            time.sleep(0.2)
+
+
+def _program(name: str) -> list[str]:
+    """The console script beside this interpreter."""
+    script = Path(sys.executable).with_name(name)
+    if not script.exists():
+        raise StoryError(f"{script} is missing: install Skerry into this environment")
+    return [str(script)]
+
+
+def _chosen(packed: dict[str, Any]) -> dict[str, Any]:
+    """The variant that the devices will run: the best one for the profile."""
+    best = packed["choices"][0]["variants"][0]
+    return next(variant for variant in packed["variants"] if variant["name"] == best)
+
+
+def _choice(packed: dict[str, Any]) -> str:
+    best = _chosen(packed)
+    full = next(variant for variant in packed["variants"] if variant["name"] == "fp32")
+    return f"{best['name']} of {len(packed['variants'])} tried: {best['size']:,} bytes, fp32 has {full['size']:,}"
+
+
+def _sizes(rollout: Mapping[str, Any]) -> str:
+    return ", ".join(str(len(wave["devices"])) for wave in rollout["waves"])
+
+
+def _took(since: float) -> str:
+    return f"{time.monotonic() - since:.0f} s"
+
+
+__all__ = ["DEVICES", "Line", "SkerryError", "Story", "StoryError"]

@@ -1,0 +1,62 @@
+"""Sessions of the device's own ONNX engine: what is proved here is what runs there.
+
+This module must be imported before anything else imports onnxruntime: the runtime's engine switches off the
+library's telemetry first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from skerry_contract.errors import EngineError, MemoryBudgetError, ModelError
+from skerry_runtime.worker.engines import Signature
+from skerry_runtime.worker.engines.onnx import OnnxEngine
+
+Feed = Mapping[str, np.ndarray]
+"""One complete set of model inputs, each with its batch axis."""
+
+ENGINE = OnnxEngine()
+
+
+class Session:
+    """A loaded model, one thread. Raises `ModelError` in the constructor if the engine does not load it."""
+
+    __slots__ = ("_session", "input_names", "inputs", "output_names", "outputs")
+
+    def __init__(self, model: bytes) -> None:
+        try:
+            self._session = ENGINE.load(model)
+        except (EngineError, MemoryBudgetError) as error:
+            raise ModelError(
+                f"the engine does not load it: {brief(error)}",
+                hint="Check that the model runs in onnxruntime before it is packed.",
+            ) from error
+        self.inputs: tuple[Signature, ...] = self._session.inputs
+        self.outputs: tuple[Signature, ...] = self._session.outputs
+        self.input_names = tuple(signature.name for signature in self.inputs)
+        self.output_names = tuple(signature.name for signature in self.outputs)
+
+    def run(self, feed: Feed, names: Sequence[str] | None = None) -> list[np.ndarray]:
+        """The outputs in the model's order, or those of `names`.
+
+        Raises:
+            ModelError: the engine failed on this input.
+        """
+        try:
+            results = self._session.run(feed)
+        except (EngineError, MemoryBudgetError) as error:
+            raise ModelError(
+                f"the model fails on this input: {brief(error)}",
+                hint="Check the shapes and values of the data against what the model was trained on.",
+            ) from error
+        return [np.asarray(results[name]) for name in names or self.output_names]
+
+
+def brief(error: BaseException) -> str:
+    """The engine's message without its prefix, source paths and line breaks."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
+    text = re.sub(r"/\S+/(\S+\.(?:cc|h)):\d+ ", r"\1 ", text)
+    return " ".join(text.split())[:300] or type(error).__name__

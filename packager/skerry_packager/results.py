@@ -1,0 +1,224 @@
+"""What packing found out, as data: every variant that was tried, what it costs, what it keeps, and who won.
+
+Two kinds of figures live here. *Facts* (bytes, sizes, fidelity, predicted memory) are the same on every run
+with the same inputs, and may go into the manifest. *Measurements* (`Latency`, `Memory`) differ from run to
+run and from host to host: they belong into the run log, never into signed bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from skerry_contract.manifest import TensorSpec, Tolerance
+
+from .inspect import ModelInspection
+
+FP32: Final = "fp32"
+"""Name of the variant that every other one is compared with: the normalized source itself."""
+
+
+class Objective(StrEnum):
+    """What is minimized among the variants that pass."""
+
+    SIZE = "size"
+    LATENCY = "latency"
+    RAM = "ram"
+
+
+class Verdict(StrEnum):
+    """One word per variant; the sentence is in `VariantResult.reason`."""
+
+    OK = "ok"
+    SKIPPED = "skipped"
+    """Not made: it would have been a silent no-op, or cannot work on this model."""
+    CRASH = "crash"
+    """The engine did not load or run it."""
+    NAN = "nan"
+    """NaN or Inf where fp32 has none."""
+    SHAPE = "shape"
+    """Output names, types or shapes differ from fp32."""
+    ACCURACY = "accuracy"
+    """It loses more than allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A device profile as the packager's core needs it; 0 sets no limit."""
+
+    name: str
+    size_bytes: int = 0
+    """Largest model file that fits: flash with two slots is the caller's arithmetic."""
+    ram_bytes: int = 0
+    """Free memory for a process that runs the model, with its engine."""
+    latency_p95_us: int = 0
+    """Budget on the device; the host's timing never decides it, the device's self-test does."""
+    max_ir: int = 0
+    """Highest ONNX IR version that the profile's engine loads."""
+    max_opset: int = 0
+    """Highest ai.onnx opset that the profile's engine loads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """What a variant keeps of fp32 on one split; `drop` is what the gate compares with ``max_drop``."""
+
+    split: str
+    """``search`` or ``held-out``."""
+    metric: str
+    """``accuracy``, ``mae``, ``top1-agreement``, ``cosine`` or ``sqnr``."""
+    samples: int
+    output: str
+    """Name of the output that loses most, which the figures are about."""
+    reference: float
+    """fp32 in the unit of the metric; 1 for agreement and cosine, 0 (relative noise power) for SQNR."""
+    candidate: float
+    drop: float
+    """Mean loss against fp32: points / 100 for accuracy (without labels: what changed answers lose
+    if fp32's probabilities are true), 1 - cosine, noise power over the
+    signal's variance (SQNR), growth of the error over the labels' mean absolute deviation (mae). Negative if
+    the variant is better."""
+    drop_bound: float
+    """Upper end of the one-sided 95% interval of `drop`, by paired bootstrap."""
+    mean_kl: float | None = None
+    """Mean Kullback-Leibler divergence fp32 || variant in nats, for outputs that are probabilities."""
+    sqnr_db: float | None = None
+    """Signal to quantization noise of that output; None where it is equal bit for bit, or no float."""
+    max_abs_error: float = 0.0
+    changed: bool = True
+    """Whether any output differs from fp32 at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Measured on this host, one thread, batch of one; interleaved with fp32 in one process."""
+
+    p50_us: float
+    p95_us: float
+    ratio: float
+    """Median over the pairs of variant / fp32."""
+    pairs: int
+    provenance: str = "measured on the packing host; not verified on any device"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Measured in a fresh process on this host that loads the engine and the model and runs it."""
+
+    peak_rss_bytes: int
+    base_rss_bytes: int
+    """The same process with the engine imported and no model."""
+    load_ms: float
+    provenance: str = "measured on the packing host; not verified on any device"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantResult:
+    """One tried variant: accepted or not, always with the reason."""
+
+    name: str
+    verdict: Verdict
+    reason: str
+    model: bytes = b""
+    """The ONNX file; empty if `verdict` is SKIPPED."""
+    digest: str = ""
+    """``sha256:`` digest of `model`."""
+    size_bytes: int = 0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made; JSON values only."""
+    note: str = ""
+    ir: int = 0
+    opset: int = 0
+    ram_predicted_bytes: int = 0
+    """Lower bound from the graph: engine, weights and the peak of live activations. The same on every run."""
+    fidelity: Fidelity | None = None
+    """On the search split."""
+    held_out: Fidelity | None = None
+    """On the held-out split; only for variants that were chosen or came near to it."""
+    latency: Latency | None = None
+    memory: Memory | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict is Verdict.OK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What one target gets, and why nothing else."""
+
+    target: str
+    variants: tuple[str, ...]
+    """Best first; the last one is the fp32 fallback where it fits."""
+    lost: Mapping[str, str]
+    """Variant -> why it was not chosen, for every other one."""
+    pareto: tuple[str, ...]
+    """Accepted variants that no other accepted one beats in size, RAM, latency and fidelity at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenData:
+    """Self-test data in the layout of `skerry_contract.tensors`."""
+
+    inputs: bytes
+    """``inputs/NAME`` of shape ``[K, *one model input with its batch axis]``."""
+    outputs: Mapping[str, bytes]
+    """Variant -> ``outputs/NAME`` of shape ``[K, *output]``."""
+    tolerances: Mapping[str, Mapping[str, Tolerance]]
+    """Variant -> output -> tolerance."""
+    samples: tuple[int, ...]
+    """Rows of the evaluation data that were chosen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitInfo:
+    """One of the three disjoint splits."""
+
+    rows: int
+    sha256: str
+    """Over the row numbers and the bytes of every array in them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackResult:
+    """The outcome of `skerry_packager.pipeline.pack_variants`."""
+
+    inspection: ModelInspection
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    task: str
+    """One of `skerry_contract.manifest.TASKS`: as told, or as found from the outputs and labels."""
+    metric: str
+    objective: Objective
+    max_drop: float
+    variants: tuple[VariantResult, ...]
+    """All that were tried, fp32 first."""
+    choices: tuple[Choice, ...]
+    """One per target, in the order given."""
+    chosen: tuple[str, ...]
+    """Union of the choices' variants, each once, best first: what goes into the bundle."""
+    golden: GoldenData
+    """For every name in `chosen`."""
+    monitoring: bytes
+    """The monitoring spec, as `skerry_contract.monitoring.MonitoringSpec.to_bytes` writes it."""
+    splits: Mapping[str, SplitInfo]
+    """``calibration``, ``search``, ``held-out``."""
+    notes: tuple[str, ...] = ()
+    """What a person should know: raised opset, repacked external data, few samples."""
+
+    def variant(self, name: str) -> VariantResult:
+        """Raises KeyError if nothing of that name was tried."""
+        for result in self.variants:
+            if result.name == name:
+                return result
+        raise KeyError(name)
+
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(what is being done, steps done, steps in all)``."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """The progress callback of those who do not care."""

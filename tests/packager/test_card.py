@@ -1,0 +1,122 @@
+"""The model card: readable by people and by the Hub, made from the manifest alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.builders import BundleBuilder
+
+from skerry_contract.manifest import Lineage, Manifest
+from skerry_packager.card import render_card, yaml_lines
+
+JUDGED = {
+    "split": "held-out", "metric": "accuracy", "samples": 180, "reference": 0.97, "candidate": 0.965,
+    "drop": 0.005, "drop_bound": 0.008,
+}  # fmt: skip
+
+
+@pytest.fixture
+def manifest(builder: BundleBuilder) -> Manifest:
+    made = builder.manifest()
+    judged = tuple(replace(variant, evaluation={"held_out": JUDGED}) for variant in made.variants)
+    lineage = Lineage(
+        data_hash="sha256:aa",
+        data_splits={"held-out": {"rows": 180, "sha256": "bb"}},
+        code_commit="c0ffee",
+        hyperparameters={"hidden": 64, "note": "a | b"},
+        unknown={"license": "apache-2.0", "dataset": "digits: real ones", "description": "Reads *digits*."},
+    )
+    tried = [{"name": "qdq-u8s8", "verdict": "accuracy", "size_bytes": 9, "drop": 0.2}]
+    return replace(made, variants=judged, lineage=lineage, evaluation={"tried": tried})
+
+
+def read_yaml(text: str) -> Any:
+    """By a reader that is not ours."""
+    return pytest.importorskip("yaml").safe_load(text)
+
+
+def front_matter(card: bytes) -> Any:
+    head, _, _ = card.decode().removeprefix("---\n").partition("\n---\n")
+    return read_yaml(head)
+
+
+def test_the_front_matter_is_what_the_hub_reads(manifest: Manifest) -> None:
+    metadata = front_matter(render_card(manifest))
+    assert (metadata["license"], metadata["library_name"]) == ("apache-2.0", "skerry")
+    assert metadata["tags"] == ["edge", "onnx", "classification"]
+    (index,) = metadata["model-index"]
+    assert index["name"] == "digits-1.0.0"
+    result = index["results"][0]
+    assert result["task"] == {"type": "classification", "name": "Classification"}
+    assert result["dataset"] == {
+        "name": "digits: real ones",
+        "type": "private",
+        "split": "held-out",
+        "revision": "bb",
+    }
+    assert result["metrics"][0]["value"] == 0.965
+    assert result["metrics"][0]["args"] == {"variant": "fp32", "samples": 180, "drop": 0.005}
+
+
+def test_the_page_shows_the_evidence(manifest: Manifest) -> None:
+    page = render_card(manifest).decode()
+    assert "| fp32 | held-out | accuracy | 180 | 0.97 | 0.965 | 0.005 | 0.008 |" in page
+    assert "| qdq-u8s8 | accuracy | 9 | 0.2 |" in page
+    assert "| Code commit | c0ffee |" in page
+    assert "| Training run | not given |" in page
+
+
+def test_text_of_others_stays_text(manifest: Manifest) -> None:
+    hostile = replace(manifest, labels=("<script>", "a|b\n# Title", "[x](http://y)"))
+    page = render_card(hostile).decode()
+    assert "<script>" not in page
+    assert "\n# Title" not in page
+    assert "[x](" not in page
+    assert r"a \| b" in page
+
+
+def test_it_is_the_same_every_time(manifest: Manifest) -> None:
+    assert render_card(manifest) == render_card(manifest)
+
+
+def test_a_manifest_without_evidence_has_a_card_too(builder: BundleBuilder) -> None:
+    card = render_card(builder.manifest())
+    assert "model-index" not in front_matter(card)
+    assert b"## Evaluation" not in card
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "no",
+        "Yes",
+        "null",
+        "1.0",
+        "1e3",
+        "- a",
+        "a: b",
+        "#x",
+        "'",
+        '"',
+        "a\nb",
+        "é✓",
+        "true",
+        "~",
+        "a,b",
+        "0x1f",
+        " x ",
+        "2024-01-01",
+    ],
+)
+def test_scalars_survive_yaml(value: str) -> None:
+    tree = {
+        value or "k": value,
+        "list": [value, 1, 0.5, True, None],
+        "deep": [{"a": value, "b": {"c": [value]}}],
+        "e": [],
+        "f": {},
+    }
+    assert read_yaml("\n".join(yaml_lines(tree))) == tree

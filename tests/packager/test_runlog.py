@@ -1,0 +1,199 @@
+"""The log of packaging runs: complete, in one transaction, open to other tools."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.packager.cli_runner import run as skerry
+
+from skerry_contract.errors import MemoryBudgetError, NotFoundError, StorageError
+from skerry_packager.inspect import ModelInspection
+from skerry_packager.results import (
+    Choice,
+    Fidelity,
+    GoldenData,
+    Latency,
+    Memory,
+    Objective,
+    PackResult,
+    SplitInfo,
+    VariantResult,
+    Verdict,
+)
+from skerry_packager.runlog import Run, RunLog
+
+FIDELITY = Fidelity(
+    split="search",
+    output="scores",
+    metric="accuracy",
+    samples=200,
+    reference=0.97,
+    candidate=0.96,
+    drop=0.01,
+    drop_bound=0.02,
+)
+VARIANTS = (
+    VariantResult(
+        name="fp32", verdict=Verdict.OK, reason="", model=b"x" * 100, size_bytes=100, ram_predicted_bytes=7
+    ),
+    VariantResult(
+        name="int8-store",
+        verdict=Verdict.OK,
+        reason="",
+        model=b"x" * 40,
+        size_bytes=40,
+        recipe={"kind": "store", "bits": 8},
+        fidelity=FIDELITY,
+        held_out=FIDELITY,
+        latency=Latency(p50_us=900.0, p95_us=1200.0, ratio=0.9, pairs=9),
+        memory=Memory(peak_rss_bytes=5000, base_rss_bytes=4000, load_ms=3.0),
+    ),
+    VariantResult(name="qdq", verdict=Verdict.ACCURACY, reason="loses 9 points", model=b"x", size_bytes=30),
+    VariantResult(name="dynamic", verdict=Verdict.SKIPPED, reason="no MatMul"),
+)
+
+
+def result() -> PackResult:
+    inspection = ModelInspection(
+        file_name="d.onnx", format="onnx", sha256="ab" * 32, size_bytes=100, ir=8, opsets={"ai.onnx": 17},
+        producer="", inputs=(), outputs=(), nodes=1, operators={}, parameters=1, weight_bytes=4, subgraphs=0,
+        quantized_operators=0, external_files=(), metadata={}, probe="ran",
+    )  # fmt: skip
+    lost = {"qdq": "accuracy: loses 9 points", "dynamic": "skipped: no MatMul"}
+    return PackResult(
+        inspection=inspection, inputs=(), outputs=(), task="classification", metric="accuracy",
+        objective=Objective.SIZE, max_drop=0.02, variants=VARIANTS,
+        choices=(Choice(target="pi", variants=("int8-store", "fp32"), lost=lost, pareto=("int8-store",)),),
+        chosen=("int8-store", "fp32"),
+        golden=GoldenData(inputs=b"", outputs={}, tolerances={}, samples=()), monitoring=b"",
+        splits={"search": SplitInfo(rows=200, sha256="cd")}, notes=("opset raised",),
+    )  # fmt: skip
+
+
+def packed(name: str = "digits", version: str = "1.0.0") -> Run:
+    return Run(
+        started="2026-01-02T03:04:05Z", seconds=1.5, name=name, version=version, release=1,
+        source_file="d.onnx", objective="size", max_drop=0.02, profiles=("pi",), result=result(),
+        bundle="d.skerry", bundle_digest="sha256:ef", bundle_bytes=4096, lineage={"data_hash": "x"},
+    )  # fmt: skip
+
+
+def failed() -> Run:
+    return Run(
+        started="2026-01-02T03:04:06Z", seconds=0.5, name="digits", version="2.0.0", release=2,
+        source_file="e.onnx", objective="size", max_drop=0.02, profiles=("pi",),
+        error=MemoryBudgetError("needs 64 MiB", hint="less"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RunLog:
+    return RunLog(tmp_path / "runs.db")
+
+
+def test_a_run_comes_back_with_every_variant(log: RunLog) -> None:
+    number = log.record(packed())
+    found = log.run(number)
+    assert (found["outcome"], found["name"], found["chosen"]) == ("packed", "digits", ["int8-store", "fp32"])
+    assert found["source_digest"] == "sha256:" + "ab" * 32
+    assert (found["splits"], found["notes"]) == ({"search": {"rows": 200, "sha256": "cd"}}, ["opset raised"])
+    fp32, int8, qdq, dynamic = found["variants"]
+    assert (fp32["ram_bytes"], fp32["latency_ratio"]) == (7, None)
+    assert (fp32["chosen"], fp32["chosen_for"], fp32["fallback_for"]) == (0, [], ["pi"])
+    assert (int8["chosen"], int8["chosen_for"], int8["fallback_for"]) == (1, ["pi"], [])
+    assert (int8["size"], int8["size_ratio"], int8["drop"], int8["held_out_bound"]) == (40, 0.4, 0.01, 0.02)
+    assert (int8["latency_ratio"], int8["ram_bytes"], int8["recipe"]) == (
+        0.9,
+        5000,
+        {"kind": "store", "bits": 8},
+    )
+    assert (qdq["verdict"], qdq["chosen"], qdq["lost"]) == ("accuracy", 0, {"pi": "accuracy: loses 9 points"})
+    assert (dynamic["verdict"], dynamic["size"], dynamic["reason"]) == ("skipped", None, "no MatMul")
+
+
+def test_a_failed_run_is_kept_with_its_reason(log: RunLog) -> None:
+    found = log.run(log.record(failed()))
+    assert (found["outcome"], found["error_code"], found["error"]) == (
+        "failed",
+        "budget.memory",
+        "needs 64 MiB",
+    )
+    assert (found["variants"], found["bundle"], found["chosen"]) == ([], None, None)
+
+
+def test_the_newest_run_comes_first_and_names_filter(log: RunLog) -> None:
+    for name in ("a", "b", "a"):
+        log.record(packed(name))
+    assert [run["id"] for run in log.runs()] == [3, 2, 1]
+    assert [run["id"] for run in log.runs(name="a", limit=1)] == [3]
+
+
+def test_plain_sql_reads_it(log: RunLog) -> None:
+    log.record(packed())
+    log.close()
+    with sqlite3.connect(log.path) as db:
+        rows = db.execute(
+            "select r.name, v.name from runs r join variants v on v.run = r.id where v.chosen order by v.size"
+        ).fetchall()
+    db.close()
+    assert rows == [("digits", "int8-store")]
+
+
+def test_a_run_is_written_whole_or_not_at_all(log: RunLog) -> None:
+    log._db.execute("drop table variants")
+    log._db.execute("create table variants (run text check (run is null))")
+    with pytest.raises(StorageError):
+        log.record(packed())
+    assert log.runs() == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"not a database, but long enough to be taken for one" * 50),
+        lambda path: path.mkdir(),
+        lambda path: _user_version(path, 99),
+    ],
+)
+def test_a_file_that_is_no_log_is_named(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    path = tmp_path / "runs.db"
+    spoil(path)
+    with pytest.raises(StorageError, match=r"runs\.db") as caught:
+        RunLog(path)
+    assert "--run-log" in caught.value.hint
+
+
+def test_reading_does_not_make_a_log(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        RunLog(tmp_path / "runs.db", create=False)
+    assert not list(tmp_path.iterdir())
+    assert skerry("runs", "list", "--run-log", tmp_path / "runs.db").code == 1
+
+
+def test_the_commands_show_it(log: RunLog) -> None:
+    log.record(packed())
+    log.record(failed())
+    listed = skerry("runs", "list", "--run-log", log.path)
+    assert listed.code == 0
+    assert "digits 2.0.0" in listed.out
+    assert "budget.memory" in listed.out
+    shown = skerry("runs", "show", "1", "--run-log", log.path)
+    assert "int8-store: chosen for pi" in shown.out
+    assert "fp32: the fallback of pi" in shown.out
+    assert "qdq: accuracy: loses 9 points" in shown.out
+    assert [run["id"] for run in skerry("runs", "list", "--run-log", log.path, "--json").json["runs"]] == [
+        2,
+        1,
+    ]
+    assert skerry("runs", "show", "1", "--run-log", log.path, "--json").json["variants"][1]["size"] == 40
+    missing = skerry("runs", "show", "7", "--run-log", log.path, "--json")
+    assert (missing.code, missing.json["error"]["code"]) == (1, "not_found")
+
+
+def _user_version(path: Path, version: int) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(f"pragma user_version = {version}")
+    db.close()
