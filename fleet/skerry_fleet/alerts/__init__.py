@@ -1,0 +1,3 @@
+"""Alerts: what a person should look at, once, until it is over."""
+
+from __future__ import annotations

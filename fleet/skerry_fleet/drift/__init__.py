@@ -1,0 +1,3 @@
+"""Drift: windows against the reference that the bundle carries."""
+
+from __future__ import annotations
