@@ -1,0 +1,77 @@
+"""What this machine has, read from the kernel and the installed packages without importing any engine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from skerry_contract.messages import EngineInfo, Hardware
+
+_CPUINFO: Final = Path("/proc/cpuinfo")
+_FLAGS: Final[Mapping[str, frozenset[str]]] = {
+    "neon": frozenset({"neon", "asimd"}),
+    "dotprod": frozenset({"asimddp"}),
+    "fp16": frozenset({"asimdhp"}),
+    "i8mm": frozenset({"i8mm"}),
+    "avx2": frozenset({"avx2"}),
+    "vnni": frozenset({"avx512_vnni", "avx_vnni"}),
+}
+"""Names of instruction sets in device profiles, and the kernel's flags for them."""
+_PACKAGES: Final = {"onnxruntime": "onnx", "ai-edge-litert": "tflite", "tflite-runtime": "tflite"}
+
+
+def hardware(device_class: str) -> Hardware:
+    """This machine."""
+    return Hardware(
+        arch=platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        isa=instruction_sets(_cpu_flags()),
+        device_class=device_class,
+    )
+
+
+def instruction_sets(flags: Iterable[str]) -> tuple[str, ...]:
+    """The profile names of the kernel's CPU flags.
+
+    >>> instruction_sets(["fp", "asimd", "asimddp"])
+    ('dotprod', 'neon')
+    """
+    have = set(flags)
+    return tuple(sorted(name for name, aliases in _FLAGS.items() if have & aliases))
+
+
+def engines() -> tuple[EngineInfo, ...]:
+    """The inference engines that are installed."""
+    found = []
+    for package, name in _PACKAGES.items():
+        try:
+            found.append(EngineInfo(name=name, version=metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def agent_version() -> str:
+    try:
+        return metadata.version("skerry")
+    except metadata.PackageNotFoundError:
+        return "0+source"
+
+
+def _cpu_flags() -> set[str]:
+    """Flags that every core has."""
+    try:
+        text = _CPUINFO.read_text()
+    except OSError:
+        return set()
+    cores = [
+        set(line.partition(":")[2].split())
+        for line in text.splitlines()
+        if line.split(":")[0].strip() in ("flags", "Features")
+    ]
+    return set.intersection(*cores) if cores else set()

@@ -1,0 +1,531 @@
+"""The store, the generations and the pointers: what makes an install old-or-new and never neither.
+
+::
+
+    store/<hex>                    blobs, manifests and signatures by digest, shared by all models
+    models/<name>/gens/<n>/        a generation: hard links into the store, manifest.json, generation.json
+    models/<name>/state/pending    {gen, prev, tries}: being tried
+    models/<name>/state/current    {gen, previous, floor}: good; ``previous`` is the last good one
+    models/<name>/state/bad/<hex>  {reason}: quarantined bundles
+
+A generation is immutable from its rename on. Order of an activation: files, fsync, folder, fsync, rename,
+fsync, pointer. `ModelSlots.recover` finishes what a kill left half done, from these files alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from skerry_contract.digests import Digest, digest_of, hex_of, parse_digest, short
+from skerry_contract.errors import InputError, NotFoundError, SkerryError, SlotError, StorageError
+from skerry_contract.limits import DEFAULT_LIMITS, MIB
+from skerry_contract.manifest import BlobRef, Manifest, Variant, parse_manifest
+from skerry_contract.messages import ErrorReport
+
+from .files import (
+    fsync_dir,
+    fsync_file,
+    hash_file,
+    make_folder,
+    open_regular,
+    remove_durably,
+    storage_errors,
+    write_durably,
+)
+
+TRIES: Final = 3
+RESERVE_BYTES: Final = 16 * MIB
+"""Disk space that an install leaves free, for the outbox and the system."""
+MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.sig"
+GENERATION_FILE: Final = "generation.json"
+_HEX = re.compile(r"[0-9a-f]{64}")
+_NUMBER = re.compile(r"[1-9]\d{0,17}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffectiveBudgets:
+    """The stricter of the bundle's and the device's; 0 sets no limit."""
+
+    ram_bytes: int = 0
+    latency_p95_us: int = 0
+    load_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationInfo:
+    """``generation.json``: what the worker needs beside the signed manifest."""
+
+    variant: str
+    bundle: Digest
+    budgets: EffectiveBudgets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A complete folder of one model: verified when it was made, and again by `ModelSlots.check`."""
+
+    number: int
+    folder: Path
+    info: GenerationInfo
+    manifest: Manifest
+
+    @property
+    def digest(self) -> Digest:
+        return self.info.bundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    gen: int
+    prev: int
+    """Generation to return to; 0 if there is none."""
+    tries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Current:
+    gen: int
+    previous: int = 0
+    """Last good generation before this one; 0 if there is none."""
+    floor: int = 0
+    """Releases below are refused; it never falls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """Why a bundle is not tried again."""
+
+    reason: ErrorReport
+    since: int = 0
+
+
+class Store:
+    """Content-addressed files; a name in it is a promise that its bytes were hashed and made durable."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        make_folder(folder)
+
+    def path(self, digest: Digest) -> Path:
+        return self.folder / hex_of(parse_digest(digest))
+
+    def part(self, digest: Digest) -> Path:
+        """Where a download grows."""
+        return self.folder / f"{hex_of(parse_digest(digest))}.part"
+
+    def journal(self, digest: Digest) -> Path:
+        """Which blocks of it are there."""
+        return self.folder / f"{hex_of(parse_digest(digest))}.map"
+
+    def has(self, digest: Digest, size: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return self.path(digest).lstat().st_size == size
+        return False
+
+    def check(self, ref: BlobRef) -> None:
+        """Hash a blob again. A damaged one is removed, so that it can be fetched anew.
+
+        Raises:
+            SlotError: missing or damaged.
+        """
+        check_file(self.path(ref.digest), ref)
+
+    def read(self, digest: Digest, most: int) -> bytes:
+        """A small blob, hashed.
+
+        Raises:
+            SlotError: missing, too large or damaged.
+        """
+        return _read_exactly(self.path(digest), digest, most)
+
+    def add(self, data: bytes) -> Digest:
+        """Put bytes in, durably. Raises `StorageError`."""
+        digest = digest_of(data)
+        if not self.has(digest, len(data)):
+            write_durably(self.path(digest), data)
+        return digest
+
+    def adopt(self, digest: Digest) -> None:
+        """A complete ``.part`` whose bytes were hashed becomes the blob. Raises `StorageError`."""
+        with storage_errors(f"storing {short(digest)}"):
+            fsync_file(self.part(digest))
+            self.part(digest).rename(self.path(digest))
+            with contextlib.suppress(FileNotFoundError):
+                self.journal(digest).unlink()
+            fsync_dir(self.folder)
+
+    def drop(self, digest: Digest) -> None:
+        """Forget a blob and what was downloaded of it."""
+        with storage_errors(f"removing {short(digest)}"):
+            for path in (self.path(digest), self.part(digest), self.journal(digest)):
+                path.unlink(missing_ok=True)
+
+    def reserve(self, bytes_needed: int) -> None:
+        """Raises `StorageError` if the disk has not so much space beyond `RESERVE_BYTES`."""
+        with storage_errors("looking at the disk's free space"):
+            free = shutil.disk_usage(self.folder).free
+        if bytes_needed + RESERVE_BYTES > free:
+            raise StorageError(
+                f"the install needs {bytes_needed / MIB:.1f} MiB and {RESERVE_BYTES // MIB} MiB in reserve;"
+                f" the disk has {free / MIB:.1f} MiB free",
+                hint="Free some space on the disk of data_dir, then start the rollout or install again.",
+            )
+
+    def collect(self, keep: Iterable[Digest]) -> int:
+        """Remove blobs that no generation links to, and downloads that nobody wants; returns how many.
+
+        A generation holds hard links, so a blob with one link belongs to none.
+        """
+        kept = {hex_of(digest) for digest in keep}
+        removed = 0
+        with storage_errors("collecting the store"):
+            for path in list(self.folder.iterdir()):
+                base = path.name.partition(".")[0]
+                if base in kept or (_HEX.fullmatch(path.name) and path.lstat().st_nlink > 1):
+                    continue
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+
+class ModelSlots:
+    """The generations and pointers of one model."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.store = store
+        self.gens = folder / "gens"
+        self.state = folder / "state"
+        self.bad = self.state / "bad"
+        for path in (self.gens, self.bad):
+            make_folder(path)
+
+    # --- generations ------------------------------------------------------------------------------
+
+    def stage(self, manifest: Manifest, signature: Digest, info: GenerationInfo) -> Generation:
+        """Build the next generation from what is in the store.
+
+        Everything is hashed again first, so that what is linked is what was verified.
+
+        Args:
+            manifest: what the blob ``info.bundle`` says.
+            signature: digest of the signature file.
+
+        Raises:
+            SlotError: a blob is missing or damaged.
+            StorageError: the disk fails.
+        """
+        self.store.read(info.bundle, DEFAULT_LIMITS.manifest_bytes)
+        self.store.read(signature, DEFAULT_LIMITS.signature_bytes)
+        names = {MANIFEST_FILE: info.bundle, SIGNATURE_FILE: signature}
+        for ref in manifest.blobs_for(manifest.variant(info.variant)):
+            self.store.check(ref)
+            names[hex_of(ref.digest)] = ref.digest
+        number = max(self._numbers(), default=0) + 1
+        folder = self.gens / str(number)
+        temporary = self.gens / f"{number}.tmp"
+        with storage_errors(f"building generation {number}"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(mode=0o700)
+            for name, digest in names.items():
+                os.link(self.store.path(digest), temporary / name, follow_symlinks=False)
+        write_durably(temporary / GENERATION_FILE, msgspec.json.encode(info))
+        with storage_errors(f"building generation {number}"):
+            fsync_dir(temporary)
+            temporary.rename(folder)
+            fsync_dir(self.gens)
+        return Generation(number=number, folder=folder, info=info, manifest=manifest)
+
+    def load(self, number: int) -> Generation:
+        """Read a generation's description.
+
+        Raises:
+            SlotError: missing or damaged.
+        """
+        folder = self.gens / str(number)
+        info = _read_json(folder / GENERATION_FILE, GenerationInfo)
+        if info is None:
+            raise SlotError(f"generation {number} has no readable {GENERATION_FILE}")
+        manifest_bytes = _read_exactly(folder / MANIFEST_FILE, info.bundle, DEFAULT_LIMITS.manifest_bytes)
+        try:
+            manifest = parse_manifest(manifest_bytes)
+            manifest.variant(info.variant)
+        except SkerryError as error:
+            raise SlotError(f"generation {number}: {error}") from error
+        return Generation(number=number, folder=folder, info=info, manifest=manifest)
+
+    def check(self, generation: Generation) -> None:
+        """Hash every blob of a generation before it is used.
+
+        A damaged blob is removed from the store too (it is the same file), so that it can be fetched again.
+
+        Raises:
+            SlotError: a blob is missing or damaged.
+        """
+        for ref in generation.manifest.blobs_for(variant_of(generation)):
+            try:
+                check_file(generation.folder / hex_of(ref.digest), ref)
+            except SlotError:
+                self.store.drop(ref.digest)
+                raise
+
+    def generations(self) -> Iterator[Generation]:
+        """The readable ones, newest first."""
+        for number in sorted(self._numbers(), reverse=True):
+            with contextlib.suppress(SlotError):
+                yield self.load(number)
+
+    # --- pointers ---------------------------------------------------------------------------------
+
+    def pending(self) -> Pending | None:
+        return _read_json(self.state / "pending", Pending)
+
+    def current(self) -> Current | None:
+        return _read_json(self.state / "current", Current)
+
+    def set_pending(self, generation: Generation) -> Pending:
+        """WRITE ``pending`` before the generation sees any traffic. Raises `StorageError`."""
+        current = self.current()
+        pending = Pending(gen=generation.number, prev=current.gen if current else 0, tries=TRIES)
+        self._write("pending", pending)
+        return pending
+
+    def take_try(self) -> Pending | None:
+        """At a start with ``pending``: WRITE tries - 1 *before* loading. None when none was left."""
+        pending = self.pending()
+        if pending is None or pending.tries <= 0:
+            return None
+        pending = replace(pending, tries=pending.tries - 1)
+        self._write("pending", pending)
+        return pending
+
+    def give_try_back(self) -> None:
+        """A clean shutdown within probation is no failure."""
+        pending = self.pending()
+        if pending is not None and pending.tries < TRIES:
+            self._write("pending", replace(pending, tries=pending.tries + 1))
+
+    def drop_pending(self) -> None:
+        """Forget what was being tried. Raises `StorageError`."""
+        remove_durably(self.state / "pending")
+
+    def confirm(self, generation: Generation, *, raise_floor: bool = True) -> Current:
+        """WRITE ``current``, unlink ``pending``. The floor follows the confirmed manifest, never down."""
+        before = self.current()
+        floor = before.floor if before else 0
+        if raise_floor:
+            floor = max(floor, generation.manifest.security_floor)
+        previous = (
+            before.gen if before and before.gen != generation.number else before.previous if before else 0
+        )
+        current = Current(gen=generation.number, previous=previous, floor=floor)
+        self._write("current", current)
+        self.drop_pending()
+        return current
+
+    def fall_back(self) -> Generation:
+        """WRITE ``current`` to the last good generation; it is hashed first.
+
+        Raises:
+            NotFoundError: there is none.
+            SlotError: it is damaged, or below the floor.
+        """
+        current = self.current()
+        if current is None or not current.previous:
+            raise NotFoundError("there is no earlier good generation", hint="Install a bundle instead.")
+        generation = self.load(current.previous)
+        if generation.manifest.release < current.floor:
+            raise SlotError(
+                f"release {generation.manifest.release} is below the security floor {current.floor}",
+                hint="Install a newer bundle instead.",
+            )
+        self.check(generation)
+        self._write("current", Current(gen=generation.number, previous=0, floor=current.floor))
+        return generation
+
+    def floor(self) -> int:
+        current = self.current()
+        return current.floor if current else 0
+
+    # --- quarantine -------------------------------------------------------------------------------
+
+    def quarantine(self, digest: Digest, reason: ErrorReport, since: int) -> None:
+        """WRITE ``bad/<hex>``. Raises `StorageError`."""
+        write_durably(self.bad / hex_of(digest), msgspec.json.encode(Quarantine(reason=reason, since=since)))
+
+    def quarantined(self, digest: Digest) -> Quarantine | None:
+        path = self.bad / hex_of(digest)
+        if not path.exists():
+            return None
+        damaged = Quarantine(
+            reason=ErrorReport(code="slot", message="it was quarantined; the reason is unreadable")
+        )
+        return _read_json(path, Quarantine) or damaged
+
+    def release_quarantine(self, digest: Digest) -> None:
+        """A person wants to try it again."""
+        remove_durably(self.bad / hex_of(digest))
+
+    # --- recovery and collection ------------------------------------------------------------------
+
+    def recover(self) -> Sequence[str]:
+        """Finish what a kill left half done; returns what was done, for the log.
+
+        Afterwards ``pending``, if there, is a readable generation that is neither quarantined nor current,
+        and ``current``, if any readable generation is left, points to one.
+        """
+        done: list[str] = []
+        with storage_errors("recovering the slots"):
+            for path in [*self.gens.glob("*.tmp"), *self.state.glob("*.tmp"), *self.bad.glob("*.tmp")]:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                done.append(f"removed the unfinished {path.name}")
+        done += self._recover_pending()
+        done += self._recover_current()
+        return done
+
+    def _recover_pending(self) -> Sequence[str]:
+        if not (self.state / "pending").exists():
+            return ()
+        pending, current = self.pending(), self.current()
+        if pending is None:
+            why = "it was unreadable"
+        elif current is not None and pending.gen == current.gen:
+            why = "it was confirmed"
+        else:
+            try:
+                generation = self.load(pending.gen)
+            except SlotError as error:
+                why = str(error)
+            else:
+                if self.quarantined(generation.digest) is None:
+                    return ()
+                why = "it was quarantined"
+        self.drop_pending()
+        return (f"dropped the pending generation: {why}",)
+
+    def _recover_current(self) -> Sequence[str]:
+        current, pending = self.current(), self.pending()
+        if current is not None:
+            with contextlib.suppress(SlotError):
+                generation = self.load(current.gen)
+                if self.quarantined(generation.digest) is None or not current.previous:
+                    return ()
+                # A rollback of a confirmed generation was under way.
+                with contextlib.suppress(NotFoundError):
+                    return (f"went back to generation {self.fall_back().number}",)
+        floor = current.floor if current else 0
+        trying = pending.gen if pending else 0
+        candidates = [gen for gen in self.generations() if gen.number != trying]
+        candidates.sort(key=lambda gen: (current is not None and gen.number == current.previous, gen.number))
+        for generation in reversed(candidates):
+            if self.quarantined(generation.digest) is not None or generation.manifest.release < floor:
+                continue
+            floor = max(floor, generation.manifest.security_floor)
+            self._write("current", Current(gen=generation.number, floor=floor))
+            return (f"rebuilt the pointer: generation {generation.number}",)
+        return ()
+
+    def collect(self) -> int:
+        """Remove generations other than current, pending and last good; returns how many.
+
+        Does nothing while the pointer ``current`` is unreadable: then nobody knows what is needed.
+        """
+        current, pending = self.current(), self.pending()
+        if current is None and (self.state / "current").exists():
+            return 0
+        keep = {pending.gen, pending.prev} if pending else set()
+        if current:
+            keep |= {current.gen, current.previous}
+        removed = 0
+        with storage_errors("collecting generations"):
+            for number in self._numbers():
+                if number not in keep:
+                    doomed = self.gens / f"{number}.tmp"
+                    (self.gens / str(number)).rename(doomed)
+                    shutil.rmtree(doomed)
+                    removed += 1
+        return removed
+
+    def _numbers(self) -> list[int]:
+        return [int(path.name) for path in self.gens.iterdir() if _NUMBER.fullmatch(path.name)]
+
+    def _write(self, name: str, pointer: Pending | Current) -> None:
+        write_durably(self.state / name, msgspec.json.encode(pointer))
+
+
+def variant_of(generation: Generation) -> Variant:
+    return generation.manifest.variant(generation.info.variant)
+
+
+def effective_budgets(manifest: Manifest, ram_bytes: int, latency_p95_us: int) -> EffectiveBudgets:
+    """The stricter of the bundle's budgets and the device's, where 0 sets none.
+
+    >>> from types import SimpleNamespace as N
+    >>> bundle = N(budgets=N(ram_bytes=100, latency_p95_us=0, load_ms=5))
+    >>> effective_budgets(bundle, 80, 900)
+    EffectiveBudgets(ram_bytes=80, latency_p95_us=900, load_ms=5)
+    """
+    own = manifest.budgets
+    return EffectiveBudgets(
+        ram_bytes=min(filter(None, (own.ram_bytes, ram_bytes)), default=0),
+        latency_p95_us=min(filter(None, (own.latency_p95_us, latency_p95_us)), default=0),
+        load_ms=own.load_ms,
+    )
+
+
+def check_file(path: Path, ref: BlobRef) -> None:
+    """Raises `SlotError` unless the file has the size and the digest; it is removed if it has not."""
+    found, size = hash_file(path)
+    if size != ref.size or found != hex_of(ref.digest):
+        with storage_errors(f"removing the damaged {path.name}"):
+            path.unlink(missing_ok=True)
+        raise SlotError(
+            f"blob {short(ref.digest)} is damaged on the disk",
+            hint="Check the disk's health; it is fetched again.",
+        )
+
+
+def installed_models(models: Path) -> Mapping[str, Path]:
+    """Folder of each model that was ever installed, by name."""
+    if not models.is_dir():
+        return {}
+    return {path.name: path for path in sorted(models.iterdir()) if path.is_dir()}
+
+
+def _read_exactly(path: Path, digest: Digest, most: int) -> bytes:
+    descriptor = open_regular(path)
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise SlotError(f"{path.name} cannot be read: {error.strerror}") from error
+    if len(data) > most or digest_of(data) != digest:
+        raise SlotError(
+            f"{path.name} is damaged on the disk", hint="Check the disk's health; it is fetched again."
+        )
+    return data
+
+
+def _read_json(path: Path, kind: type[T]) -> T | None:
+    """A small state file of ours; None if it is missing or unreadable (truth is rebuilt then)."""
+    try:
+        return msgspec.json.decode(_read_small(path), type=kind)
+    except (OSError, SlotError, msgspec.DecodeError, UnicodeDecodeError, InputError):
+        return None
+
+
+def _read_small(path: Path) -> bytes:
+    with os.fdopen(open_regular(path), "rb") as file:
+        data: Any = file.read(1 << 16)
+    return bytes(data)

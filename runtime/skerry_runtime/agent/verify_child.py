@@ -1,0 +1,164 @@
+"""The trust process: one request on stdin, one answer on stdout, then it ends.
+
+The only module of the agent that imports cryptography. It raises nothing to its caller: every refusal is an
+answer with an error code, everything else is a traceback on stderr and a status that is not 0.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from skerry_contract.bundle import BundleReader
+from skerry_contract.envelope import open_envelope
+from skerry_contract.errors import RollbackError, SignatureError, SkerryError
+from skerry_contract.limits import DEFAULT_LIMITS
+from skerry_contract.manifest import BlobRef, Manifest, bundle_digest
+from skerry_contract.messages import DESIRED_PAYLOAD_TYPE, ErrorReport
+from skerry_contract.signing import EcdsaVerifier, load_verifier
+from skerry_contract.signing import verify_bundle as verify_signature
+
+from .choose import choose_variant
+from .files import storage_errors
+from .slots import Store
+from .trust import (
+    Answer,
+    BundleAnswer,
+    CheckBundle,
+    CheckDesired,
+    DesiredAnswer,
+    Device,
+    ImportFile,
+    Refusal,
+    Request,
+    check_order,
+)
+
+
+def answer_to(request: Request) -> Answer:
+    """Verify what is asked; refusals are answers."""
+    try:
+        match request:
+            case CheckDesired():
+                return _desired(request)
+            case CheckBundle():
+                return _bundle(request)
+            case ImportFile():
+                return _file(request)
+    except SkerryError as error:
+        return Refusal(error=ErrorReport.of(error))
+
+
+def _desired(request: CheckDesired) -> DesiredAnswer:
+    payload = open_envelope(request.envelope, DESIRED_PAYLOAD_TYPE, _verifiers((request.director,)))
+    check_order(payload, device=request.device, last_revision=request.last_revision, now_ms=request.now_ms)
+    return DesiredAnswer(payload=payload)
+
+
+def _bundle(request: CheckBundle) -> BundleAnswer:
+    store = Store(Path(request.store))
+    manifest_bytes = store.read(request.manifest, DEFAULT_LIMITS.manifest_bytes)
+    signature = store.read(request.signature, DEFAULT_LIMITS.signature_bytes)
+    manifest = verify_signature(manifest_bytes, signature, _verifiers(request.engineers))
+    ordered = (request.name, request.version, request.release)
+    if (manifest.name, manifest.version, manifest.release) != ordered:
+        raise SignatureError(
+            f"the fleet ordered {request.name} {request.version} (release {request.release}),"
+            f" and the bundle is {manifest.name} {manifest.version} (release {manifest.release})",
+            hint="Publish the bundle again and start a new rollout.",
+        )
+    _check_floor(manifest, request.floor)
+    variant, reason = _choose(manifest, request.device)
+    return BundleAnswer(
+        name=manifest.name,
+        version=manifest.version,
+        release=manifest.release,
+        manifest=request.manifest,
+        signature=request.signature,
+        variant=variant,
+        reason=reason,
+    )
+
+
+def _file(request: ImportFile) -> BundleAnswer:
+    store = Store(Path(request.store))
+    with os.fdopen(request.fd, "rb") as stream, storage_errors("reading the bundle file"):
+        reader = BundleReader(stream)
+        manifest = verify_signature(reader.manifest_bytes, reader.signature, _verifiers(request.engineers))
+        _check_floor(manifest, request.floors.get(manifest.name, 0))
+        variant, reason = _choose(manifest, request.device)
+        needed = manifest.blobs_for(manifest.variant(variant))
+        missing = [ref for ref in needed if not store.has(ref.digest, ref.size)]
+        store.reserve(sum(ref.size for ref in missing))
+        wanted = {ref.digest for ref in missing}
+        try:
+            for ref, pieces in reader.blobs(manifest):
+                if ref.digest in wanted:
+                    _take(store, ref, pieces)
+            # Only now has the whole file been read: what follows the blobs was checked as well.
+        except BaseException:
+            for ref in missing:
+                store.drop(ref.digest)
+            raise
+        store.add(reader.manifest_bytes)
+        signature = store.add(reader.signature)
+    return BundleAnswer(
+        name=manifest.name,
+        version=manifest.version,
+        release=manifest.release,
+        manifest=bundle_digest(reader.manifest_bytes),
+        signature=signature,
+        variant=variant,
+        reason=reason,
+    )
+
+
+def _take(store: Store, ref: BlobRef, pieces: Iterator[bytes]) -> None:
+    """Write a blob while it is hashed; it gets its name only after its digest was right."""
+    store.drop(ref.digest)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(store.part(ref.digest), flags, 0o600), "wb") as part:
+        for piece in pieces:
+            part.write(piece)
+    store.adopt(ref.digest)
+
+
+def _check_floor(manifest: Manifest, floor: int) -> None:
+    if manifest.release < floor:
+        raise RollbackError(
+            f"{manifest.name} {manifest.version} is release {manifest.release},"
+            f" below the security floor {floor}",
+            hint="Sign it again with a higher release if it really shall come back.",
+        )
+
+
+def _choose(manifest: Manifest, device: Device) -> tuple[str, str]:
+    choice = choose_variant(
+        manifest, device.hardware, device.engines, ram_budget_bytes=device.ram_budget_bytes
+    )
+    return choice.variant.id, choice.reason
+
+
+def _verifiers(pems: Sequence[str]) -> list[EcdsaVerifier]:
+    keys = [load_verifier(pem.encode()) for pem in pems if pem]
+    if not keys:
+        raise SignatureError(
+            "this device trusts no key, so nothing can be verified",
+            hint="Put the engineers' public keys into trust.engineers of the device's configuration.",
+        )
+    return keys
+
+
+def main() -> None:
+    """Serve one request."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    sys.stdout.buffer.write(msgspec.json.encode(answer_to(request)))
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

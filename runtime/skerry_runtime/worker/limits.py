@@ -1,0 +1,42 @@
+"""Every limit of a serving worker as a named number with its unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from skerry_contract.limits import KIB, MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeLimits:
+    """Chosen for a board of 512 MB; a test makes them smaller."""
+
+    connections: int = 64
+    """At once; one more is answered 503."""
+    waiting: int = 32
+    """Requests that may wait for the engine; one more is answered 503."""
+    wait_s: float = 5.0
+    """The longest that a request waits for the engine before it is answered 503."""
+    inference_s: float = 30.0
+    """An inference that takes longer hangs: the worker ends itself and is replaced."""
+    head_bytes: int = 16 * KIB
+    """Request line and headers."""
+    body_bytes: int = 32 * MIB
+    """Of one request."""
+    bodies_bytes: int = 64 * MIB
+    """Of all requests at once; beyond it 503."""
+    head_s: float = 10.0
+    """From the first byte of a request to the end of its headers."""
+    body_s: float = 30.0
+    """From the end of the headers to the end of the body."""
+    idle_s: float = 120.0
+    """Between two requests on one connection."""
+    write_s: float = 30.0
+    """For the client to take a piece of its answer."""
+    linger_s: float = 10.0
+    """After the deadline of a drain, for what is still in flight."""
+    canary_s: float = 5.0
+    """Between two golden samples beside the traffic."""
+
+
+DEFAULT_SERVE_LIMITS = ServeLimits()

@@ -1,0 +1,78 @@
+"""A loaded model: generation and session, proved to agree on their tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from skerry_contract.errors import SelfTestError
+from skerry_contract.manifest import TensorSpec
+
+from .engines import Array, Engine, Session, Signature, import_engine
+from .generation import Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """Ready to run."""
+
+    generation: Generation
+    engine: Engine
+    session: Session
+    load_ms: float
+
+    def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
+        """One inference: outputs, and its own time in microseconds. Raises as `Session.run`."""
+        begin = time.perf_counter_ns()
+        outputs = self.session.run(inputs)
+        return outputs, (time.perf_counter_ns() - begin) / 1000
+
+    def run_golden(self, index: int) -> float:
+        """Run a golden sample and compare; its time in microseconds.
+
+        Raises:
+            SelfTestError: the answer is not the recorded one.
+            EngineError, MemoryBudgetError: there was no answer.
+        """
+        outputs, microseconds = self.run(self.generation.golden.samples[index].inputs)
+        self.generation.golden.check(index, outputs)
+        return microseconds
+
+
+def load_model(generation: Generation) -> LoadedModel:
+    """Hash, load and check the model of a generation.
+
+    Raises:
+        SlotError: the bytes are damaged.
+        EngineError, MemoryBudgetError: the engine is missing or refuses the model.
+        SelfTestError: the model's tensors are not those of the manifest.
+    """
+    engine = import_engine(generation.variant.engine)
+    begin = time.perf_counter_ns()
+    session = engine.load(generation.model_bytes())
+    load_ms = (time.perf_counter_ns() - begin) / 1e6
+    _check_signature("input", generation.manifest.inputs, session.inputs)
+    _check_signature("output", generation.manifest.outputs, session.outputs)
+    return LoadedModel(generation=generation, engine=engine, session=session, load_ms=load_ms)
+
+
+def _check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Signature]) -> None:
+    """The manifest may fix a size that the model leaves free, never the other way round."""
+    named = {signature.name: signature for signature in found}
+    if set(named) != {spec.name for spec in specs}:
+        raise SelfTestError(
+            f"the model's {what}s are {sorted(named)}, the manifest's {sorted(spec.name for spec in specs)}",
+            hint="Pack the model again.",
+        )
+    for spec in specs:
+        signature = named[spec.name]
+        same = spec.datatype == signature.datatype and len(spec.shape) == len(signature.shape)
+        if not same or any(
+            own not in (-1, said) for own, said in zip(signature.shape, spec.shape, strict=True)
+        ):
+            raise SelfTestError(
+                f"the model's {what} {spec.name!r} is {signature.datatype} {list(signature.shape)}, "
+                f"the manifest's {spec.datatype} {list(spec.shape)}",
+                hint="Pack the model again.",
+            )
