@@ -263,8 +263,8 @@ def _unprivileged_account() -> tuple[int, int] | None:
 
 
 def free_port(host: str) -> int:
-    """A port that nothing uses now, below those that the system gives to clients: while a broker restarts, a client
-    that tries to reach it could else be given its very port."""
+    """A port that nothing uses now, below those that the system gives to clients: while a broker restarts, a
+    client that tries to reach it could else be given its very port."""
     for _ in range(100):
         port = secrets.choice(_OWN_PORTS)
         with contextlib.suppress(OSError), socket.create_server((host, port), family=_family(host)):

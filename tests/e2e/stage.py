@@ -1,4 +1,4 @@
-"""Real processes for the end-to-end tests: the installed commands, a fleet server, its broker, device daemons."""
+"""Real processes for the end-to-end tests: the installed commands, a fleet server, its broker, daemons."""
 
 from __future__ import annotations
 

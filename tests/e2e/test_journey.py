@@ -1,4 +1,4 @@
-"""The journey of a model, in the order of the architecture: from the engineer's file to an alert about drift."""
+"""The journey of a model, in the order of the architecture: from an engineer's file to an alert on drift."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_the_journey(packed: Packed, stage: Stage) -> None:
 
     # 4. announce: a wave begins, each of its devices gets one signed desired state.
     door.start()
-    wait_until(lambda: stage.client().device("door")["device"]["presence"] == "online", "the device is online")
+    wait_until(
+        lambda: stage.client().device("door")["device"]["presence"] == "online", "the device is online"
+    )
     rollout = stage.ok(
         "rollout", "start", "digits", "1.0.0", "--wave", "100%", "--probation-requests", "5",
         "--probation-seconds", "1",

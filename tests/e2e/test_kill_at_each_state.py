@@ -1,4 +1,4 @@
-"""kill -9 of the daemon in each state of an update: afterwards the old or the new model answers, never neither."""
+"""kill -9 of the daemon in each state of an update: the old or the new model answers then, never neither."""
 
 from __future__ import annotations
 

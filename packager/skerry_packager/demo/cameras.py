@@ -1,4 +1,4 @@
-"""The applications on the devices: each sends real images to its own daemon, all the time, and checks the answers.
+"""The applications on the devices: each sends real images to its own daemon, and checks the answers.
 
 ``python -m skerry_packager.demo.cameras FOLDER`` runs one thread a device. ``FOLDER/scene.json`` says which
 cameras see what and may change at any time; ``FOLDER/counts.json`` is what they counted, rewritten often.
@@ -55,7 +55,9 @@ class UnixConnection(http.client.HTTPConnection):
 class Camera(threading.Thread):
     """One application. It begins when its device has a model, and from then on counts every request."""
 
-    def __init__(self, folder: Path, device: str, sock: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
+    def __init__(
+        self, folder: Path, device: str, sock: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]
+    ) -> None:
         super().__init__(name=device, daemon=True)
         self.counts = Counts()
         self._folder, self._device, self._sock = folder, device, sock

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from skerry_contract.errors import SkerryError
+
+from skerry_contract.errors import SkerryError, UnavailableError
 
 from .processes import end_demo
-from .story import DEVICES, Line, Story, StoryError
+
+if TYPE_CHECKING:
+    from .story import Line, Story
 
 _EXAMPLE = """
 Example:
@@ -30,16 +35,24 @@ Example:
 
 @click.command(help=f"Show the whole journey of a model with real processes on this machine.\n{_EXAMPLE}")
 @click.option("--keep", is_flag=True, help="Leave everything running and print the addresses.")
-@click.option("--stop", "stop", type=click.Path(path_type=Path), help="Stop the demo that was kept in this folder.")
+@click.option(
+    "--stop", "stop", type=click.Path(path_type=Path), help="Stop the demo that was kept in this folder."
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="Work here instead of in a temporary folder.")
-@click.option("--record", type=click.Path(path_type=Path, dir_okay=False), help="Write what was told as an SVG picture.")
+@click.option(
+    "--record", type=click.Path(path_type=Path, dir_okay=False), help="Write what was told as an SVG picture."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the closing table as JSON on standard output.")
 def demo(keep: bool, stop: Path | None, folder: Path | None, record: Path | None, as_json: bool) -> None:
-    console = Console(stderr=as_json, record=record is not None, width=118 if record else None, soft_wrap=not record)
+    from .story import Line, Story, StoryError
+
+    console = Console(
+        stderr=as_json, record=record is not None, width=118 if record else None, soft_wrap=not record
+    )
     if stop is not None:
         _stop(stop.resolve(), console)
         return
-    _need_mosquitto(console)
+    _need_mosquitto()
     made = folder is None
     # Unix sockets have short paths: the system's folder for temporary files, not a deep one.
     place = Path(tempfile.mkdtemp(prefix="skerry-demo-")) if folder is None else folder.resolve()
@@ -65,7 +78,9 @@ def demo(keep: bool, stop: Path | None, folder: Path | None, record: Path | None
         story.lines.append(Line("nothing is left running", f"{len(left)} processes left", not left))
     good = not broken and all(line.holds for line in story.lines)
     if as_json:
-        click.echo(json.dumps({"ok": good, "lines": [_plain(line) for line in story.lines], "broken": broken}))
+        click.echo(
+            json.dumps({"ok": good, "lines": [_plain(line) for line in story.lines], "broken": broken})
+        )
     console.print(_table(story.lines))
     if broken:
         console.print(f"[bold red]The story broke off:[/] {escape(broken)}\nThe logs are in {place}")
@@ -79,11 +94,15 @@ def demo(keep: bool, stop: Path | None, folder: Path | None, record: Path | None
     sys.exit(0 if good else 1)
 
 
-def _need_mosquitto(console: Console) -> None:
-    if shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin") or shutil.which("mosquitto"):
-        return
-    console.print("[bold red]The MQTT broker Mosquitto is not installed.[/]\n→ sudo apt-get install mosquitto")
-    sys.exit(3)
+def _need_mosquitto() -> None:
+    """Debian puts it where no user's PATH looks. Raises `UnavailableError`: it is not installed."""
+    if (
+        shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin")
+        is None
+    ):
+        raise UnavailableError(
+            "the MQTT broker Mosquitto is not installed", hint="sudo apt-get install mosquitto"
+        )
 
 
 def _table(lines: list[Line]) -> Table:
@@ -92,7 +111,9 @@ def _table(lines: list[Line]) -> Table:
     table.add_column("measured", ratio=6)
     table.add_column("holds", justify="center")
     for line in lines:
-        table.add_row(escape(line.claim), escape(line.measured), "[green]yes[/]" if line.holds else "[bold red]NO[/]")
+        table.add_row(
+            escape(line.claim), escape(line.measured), "[green]yes[/]" if line.holds else "[bold red]NO[/]"
+        )
     return table
 
 
@@ -101,6 +122,8 @@ def _plain(line: Line) -> dict[str, object]:
 
 
 def _addresses(story: Story, console: Console) -> None:
+    from .story import DEVICES
+
     console.print("\n[bold]Still running[/]")
     console.print(f"  dashboard and API  {story.server}")
     console.print(f"  admin token        {story.folder / 'fleet' / 'admin.token'}")
@@ -108,9 +131,8 @@ def _addresses(story: Story, console: Console) -> None:
     for device in DEVICES:
         console.print(f"  {device:18} {story.folder / device / 'run' / 'skerry.sock'}")
     console.print(f"\nTry:  skerry-runtime status --config {story.config(DEVICES[0])}")
-    console.print(
-        f"      SKERRY_SERVER={story.server} SKERRY_TOKEN_FILE={story.folder}/fleet/admin.token skerry devices list"
-    )
+    variables = f"SKERRY_SERVER={story.server} SKERRY_TOKEN_FILE={story.folder}/fleet/admin.token"
+    console.print(f"      {variables} skerry devices list")
     console.print(f"Stop: skerry demo --stop {story.folder}")
 
 

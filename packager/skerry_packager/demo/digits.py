@@ -51,7 +51,7 @@ def write_data(digits: Digits, folder: Path) -> tuple[Path, Path]:
     """Calibration and evaluation data as ``skerry pack`` takes them."""
     paths = (folder / "calibration.npz", folder / "evaluation.npz")
     for path, (images, labels) in zip(paths, (digits.calibration, digits.evaluation), strict=True):
-        np.savez(path, **{INPUT: images, "labels": labels})
+        np.savez(path, image=images, labels=labels)
     return paths
 
 
@@ -63,7 +63,9 @@ def train(version: int, digits: Digits, path: Path) -> float:
     else:
         shown, hidden = {1: (350, 16), 2: (700, 96)}[version]
         pixels = images[:shown].reshape(shown, -1)
-        reader = MLPClassifier(hidden, solver="lbfgs", max_iter=2000, random_state=version).fit(pixels, labels[:shown])
+        reader = MLPClassifier(hidden, solver="lbfgs", max_iter=2000, random_state=version).fit(
+            pixels, labels[:shown]
+        )
         layers = list(zip(reader.coefs_, reader.intercepts_, strict=True))
         model = _model([helper.make_node("Flatten", [INPUT], ["x0"])], {}, layers)
     onnx.checker.check_model(model, full_check=True)

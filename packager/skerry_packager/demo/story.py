@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from skerry_contract.errors import SkerryError
 
-from skerry_packager.fleet_client import FleetClient
+from skerry_contract.limits import MIB
 
+from ..fleet_client import FleetClient
 from . import digits
 from .processes import Processes, free_ports
 
 DEVICES = ("door-1", "door-2", "gate-1", "gate-2", "yard-1")
 RAM_BUDGET_MB = 128
-"""What each device grants to a model: plenty for versions 1 and 2."""
+"""MiB that each device grants to a model: plenty for versions 1 and 2."""
 WINDOW_S = 3.0
 
 
@@ -57,7 +57,10 @@ class Story:
         self.http_port, self.broker_port, self.uplink_port = free_ports(3)
         self.server = f"http://127.0.0.1:{self.http_port}"
         self.data = digits.load()
-        self.accuracy: dict[int, float] = {}
+        self.environment: dict[str, str] = {}
+        self.canaries: set[str] = set()
+        self.away_since = 0.0
+        self.rollout_2 = ""
 
     def play(self) -> None:
         """All acts. Raises `StoryError` or `SkerryError` when the story breaks off."""
@@ -70,7 +73,7 @@ class Story:
         self.dark_camera()
         self.every_request()
 
-    # --- acts ------------------------------------------------------------------------------------------------
+    # --- acts -------------------------------------------------------------------------------------
 
     def models_and_keys(self) -> None:
         self.act("An engineer trains a digit reader on real handwritten digits and makes a signing key")
@@ -80,12 +83,13 @@ class Story:
         self.skerry("keys", "init", "--out", str(self.folder), "--name", "engineer", "--no-password")
 
     def fleet_and_devices(self) -> None:
-        self.act("A fleet server starts with its MQTT broker; five devices are enrolled and start their daemons")
-        self.processes.start(
-            "fleet",
-            [*_program("skerry"), "fleet", "serve", "--data", str(self.folder / "fleet"), "--port", str(self.http_port),
-             "--broker-port", str(self.broker_port), "--trust", str(self.folder / "engineer.pub"), "--org", "demo"],
-        )  # fmt: skip
+        self.act(
+            "A fleet server starts with its MQTT broker; five devices are enrolled and start their daemons"
+        )
+        options = ["--data", str(self.folder / "fleet"), "--org", "demo"]
+        options += ["--trust", str(self.folder / "engineer.pub")]
+        options += ["--port", str(self.http_port), "--broker-port", str(self.broker_port)]
+        self.processes.start("fleet", [*_program("skerry"), "fleet", "serve", *options])
         token = self.folder / "fleet" / "admin.token"
         self.wait("the fleet server answers", lambda: token.exists() and FleetClient(self.server).healthy())
         self.fleet = FleetClient(self.server, token.read_text().strip())
@@ -94,13 +98,19 @@ class Story:
             self.enrol(device)
         self.uplink()
         for device in DEVICES:
-            self.processes.start(device, [*_program("skerry-runtime"), "run", "--config", str(self.config(device))])
+            self.processes.start(
+                device, [*_program("skerry-runtime"), "run", "--config", str(self.config(device))]
+            )
         self.wait("five devices are online", lambda: self.online() == set(DEVICES))
         sockets = {device: str(self.folder / device / "run" / "skerry.sock") for device in DEVICES}
         (self.folder / "plan.json").write_text(json.dumps(sockets))
         self.light()
-        self.processes.start("cameras", [sys.executable, "-m", "skerry_packager.demo.cameras", str(self.folder)])
-        self.say(f"online: {', '.join(DEVICES)}. Each has a camera application that asks its daemon all the time.")
+        self.processes.start(
+            "cameras", [sys.executable, "-m", "skerry_packager.demo.cameras", str(self.folder)]
+        )
+        self.say(
+            f"online: {', '.join(DEVICES)}. Each has a camera application that asks its daemon all the time."
+        )
 
     def first_version(self) -> None:
         self.act("Version 1.0.0 is packed, signed, published and rolled out in waves")
@@ -134,8 +144,8 @@ class Story:
         self.rollout_2 = self.roll_out(2)
         others = set(DEVICES) - {away}
         self.wait("2.0.0 is confirmed on the other four", lambda: self.running("2.0.0") == others, 60)
-        before, images = self.counts(), lambda: self.counts()[away]["images"].get("1.0.0", 0)
-        self.wait(f"{away} still answers offline", lambda: images() > before[away]["images"]["1.0.0"] + 100)
+        before = self.seen(away, "1.0.0")
+        self.wait(f"{away} still answers offline", lambda: self.seen(away, "1.0.0") > before + 100)
         self.wait("2.0.0 answers on the others", lambda: all(self.seen(d, "2.0.0") > 600 for d in others))
         one, two = self.live_accuracy("1.0.0"), self.live_accuracy("2.0.0")
         self.line(
@@ -147,84 +157,89 @@ class Story:
     def version_that_does_not_fit(self) -> None:
         self.act("Version 3.0.0 is as good on the bench, but needs too much memory on the devices")
         self.train(3)
-        packed = self.pack(3)
-        bench = _chosen(packed)["ram_bytes"] / 1e6
-        self.say(f"on the bench, one image at a time: {bench:.0f} MB. The devices grant {RAM_BUDGET_MB} MB.")
+        bench = _chosen(self.pack(3))["ram_bytes"] / MIB
+        self.say(f"on the bench, an image at a time: {bench:.0f} MiB. Devices grant {RAM_BUDGET_MB} MiB.")
         self.publish(3)
         before = self.counts()
-        rollout = self.roll_out(3)
-        halted = self.wait_rollout(rollout, ("halted", "reverting", "reverted"))
-        wave = {d["device"]: d for d in halted["waves"][0]["devices"]}
-        self.wait(
-            "the devices of the first wave answer with 2.0.0 again",
-            lambda: wave.keys() <= self.running("2.0.0"),
-        )
-        failed = [d for d in wave.values() if d["phase"] == "rolled_back"]
-        code = (failed[0].get("error") or {}).get("code", "") if failed else ""
-        untouched = set(DEVICES) - {p["device"] for p in self.fleet.placements("digits", "3.0.0")}
-        answered_3 = {d for d in DEVICES if self.seen(d, "3.0.0")}
-        reasons = halted["waves"][0]["verdict"]["reasons"]
-        self.say(f"the gate said: {' '.join(reasons)}")
+        halted = self.wait_rollout(self.roll_out(3), ("halted", "reverting", "reverted"))
+        wave = {device["device"]: device for device in halted["waves"][0]["devices"]}
+        self.canaries = set(wave)
+        self.wait("the first wave answers with 2.0.0 again", lambda: wave.keys() <= self.running("2.0.0"))
+        self.say(f"the gate said: {' '.join(halted['waves'][0]['verdict']['reasons'])}")
+        tried = {device for device in DEVICES if self.seen(device, "3.0.0")}
+        placed = {placement["device"] for placement in self.fleet.placements("digits", "3.0.0")}
+        never = set(DEVICES) - placed - tried
         self.line(
             "3.0.0 fits on the bench and not on a device: stopped at the first wave",
-            f"{bench:.0f} MB on the bench, {RAM_BUDGET_MB} MB granted; rollout {halted['state']}; answered by it: "
-            f"{', '.join(sorted(answered_3)) or 'nobody'}; never reached: {', '.join(sorted(untouched - answered_3))}",
-            bench < RAM_BUDGET_MB and bool(answered_3) and answered_3 <= wave.keys() and len(wave) < len(DEVICES),
+            f"{bench:.0f} MiB on the bench, {RAM_BUDGET_MB} granted; rollout {halted['state']}; "
+            f"{', '.join(sorted(tried)) or 'nobody'} answered with it, {len(never)} devices never ran it",
+            bench < RAM_BUDGET_MB
+            and bool(tried)
+            and tried <= wave.keys()
+            and never == set(DEVICES) - set(wave),
         )
+        failed = [device for device in wave.values() if device["phase"] == "rolled_back"]
+        code = (failed[0]["error"] or {}).get("code", "") if failed else ""
         after = self.counts()
         lost = sum(after[d]["failures"] - before[d]["failures"] for d in DEVICES)
         asked = sum(after[d]["requests"] - before[d]["requests"] for d in DEVICES)
         self.line(
-            "it was rolled back by the device itself, and every request was answered",
+            "the device itself rolled it back, and every request was answered",
             f"{len(failed)} rolled back ({code}); {asked - lost} of {asked} requests answered meanwhile",
-            bool(failed) and code == "budget.memory" and not lost and bool(answered_3),
+            bool(failed) and code == "budget.memory" and asked > 0 and not lost,
         )
 
     def dark_camera(self) -> None:
-        dark = DEVICES[2]
+        dark = next(device for device in DEVICES[:-1] if device not in self.canaries)
         self.act(f"The camera of {dark} goes dark")
         quiet = self.drift_alerts()
-        self.light({dark: 0.2})
         began = time.monotonic()
-        self.wait("a drift alert", lambda: self.drift_alerts(), 60)
+        seen = {device: len(self.fleet.windows(device)) for device in DEVICES}
+        self.light({dark: 0.2})
+        self.wait("a drift alert", self.drift_alerts, 60)
+        took = _took(began)
         alert = self.drift_alerts()[0]
-        devices = {found["device"] for found in self.drift_alerts()}
-        features = [item["name"] for item in alert["data"]["features"]]
-        self.say(f"{alert['severity']}: {alert['title']}")
+        self.say(f"{alert['severity']}: {alert['title']}. {alert['detail']}")
+        features = [feature["name"] for feature in alert["data"]["features"]]
         self.line(
-            "a dark camera raises a drift alert that names device and features",
-            f"{alert['device']}: {', '.join(features[:3])}; {_took(began)} after it went dark",
-            devices == {dark} and "brightness" in " ".join(features),
+            "a dark camera raises a drift alert that names the device and the features",
+            f"{alert['device']}: {', '.join(features[:3])}; {took} after it went dark",
+            alert["device"] == dark and "image.brightness" in features,
         )
+        self.wait(
+            "three more windows of every camera",
+            lambda: all(len(self.fleet.windows(device)) >= seen[device] + 3 for device in DEVICES),
+        )
+        others = {alert["device"] for alert in self.drift_alerts()} - {dark}
+        windows = sum(len(self.fleet.windows(device)) for device in DEVICES)
         self.line(
-            "no drift alert before, and none for the other cameras",
-            f"{len(quiet)} before; {len(devices - {dark})} of {len(DEVICES) - 1} others",
-            not quiet and devices == {dark},
+            "no other drift alert was raised, before or after",
+            f"{len(quiet) + len(others)} in {windows} windows of {len(DEVICES)} devices",
+            not quiet and not others,
         )
         self.light()
 
     def back_from_offline(self) -> None:
         away = DEVICES[-1]
         self.act(f"{away} gets its network back")
-        status = self.device_status(away)
-        buffered = status["outbox"]["waiting_rows"]
+        buffered = self.device_status(away)["outbox"]["waiting_rows"]
         offline = _took(self.away_since)
         self.uplink()
         self.wait(f"{away} has caught up with 2.0.0", lambda: away in self.running("2.0.0"), 60)
         self.wait("its buffer is empty", lambda: self.device_status(away)["outbox"]["waiting_rows"] <= 1, 60)
-        outbox = self.device_status(away)["outbox"]
+        lost = self.device_status(away)["outbox"]["lost"]
         numbers = sorted(window["seq"] for window in self.fleet.windows(away))
         complete = numbers == list(range(1, len(numbers) + 1))
-        self.wait_rollout(self.rollout_2, "completed")
+        there = f"windows 1 to {len(numbers)}, each once" if complete else f"windows {numbers}"
         self.line(
             f"{away}, offline for {offline}, lost nothing",
-            f"{buffered} rows were buffered, {outbox['lost']} lost; the fleet has its windows 1 to {numbers[-1]}, "
-            f"each once" if complete else f"windows in the fleet: {numbers}",
-            complete and buffered > 0 and outbox["lost"] == 0,
+            f"{buffered} rows waited, {lost} were lost; the fleet has its {there}",
+            complete and buffered > 0 and not lost,
         )
+        state = self.wait_rollout(self.rollout_2, "completed")["state"]
         self.line(
             "and caught up with what it had missed",
-            f"runs 2.0.0; rollout of 2.0.0 {self.fleet.rollout(self.rollout_2)['state']}",
+            f"runs 2.0.0; rollout of 2.0.0 {state}",
             away in self.running("2.0.0"),
         )
 
@@ -243,19 +258,20 @@ class Story:
         died = self.processes.died()
         self.line("no process died on its own", ", ".join(died) or "none did", not died)
 
-    # --- steps -----------------------------------------------------------------------------------------------
+    # --- steps ------------------------------------------------------------------------------------
 
     def train(self, version: int) -> None:
-        self.accuracy[version] = digits.train(version, self.data, self.folder / f"digits-{version}.onnx")
-        self.say(f"trained digits {version}.0.0: right on {self.accuracy[version]:.1%} of images it never saw")
+        right = digits.train(version, self.data, self.folder / f"digits-{version}.onnx")
+        self.say(f"trained digits {version}.0.0: right on {right:.1%} of images it never saw")
 
     def pack(self, version: int) -> dict[str, Any]:
         return self.skerry(
-            "pack", str(self.folder / f"digits-{version}.onnx"), "--name", "digits", "--version", f"{version}.0.0",
-            "--release", str(version), "--calibration", str(self.calibration), "--evaluation", str(self.evaluation),
-            "--profile", "x86-gateway", "--monitor", "image", "--task", "classification",
-            "--labels", ",".join(map(str, range(10))), "--key", str(self.folder / "engineer.key"),
-            "--run-log", str(self.folder / "runs.db"), "--out", str(self.bundle(version)),
+            "pack", str(self.folder / f"digits-{version}.onnx"), "--name", "digits",
+            "--version", f"{version}.0.0", "--release", str(version), "--profile", "x86-gateway",
+            "--calibration", str(self.calibration), "--evaluation", str(self.evaluation),
+            "--monitor", "image", "--task", "classification", "--labels", ",".join(map(str, range(10))),
+            "--key", str(self.folder / "engineer.key"), "--run-log", str(self.folder / "runs.db"),
+            "--out", str(self.bundle(version)),
         )  # fmt: skip
 
     def publish(self, version: int) -> None:
@@ -263,13 +279,15 @@ class Story:
 
     def roll_out(self, version: int) -> str:
         started = self.skerry(
-            "rollout", "start", "digits", f"{version}.0.0", "--wave", "20%", "--wave", "60%", "--wave", "100%",
-            "--probation-requests", "20", "--probation-seconds", "2", "--deadline", "40",
+            "rollout", "start", "digits", f"{version}.0.0", "--wave", "20%", "--wave", "60%",
+            "--wave", "100%", "--probation-requests", "20", "--probation-seconds", "2", "--deadline", "40",
         )  # fmt: skip
         return str(started["id"])
 
     def enrol(self, device: str) -> None:
-        self.skerry("devices", "add", device, "--label", f"site={device[:4]}", "--out", str(self.config(device)))
+        self.skerry(
+            "devices", "add", device, "--label", f"site={device[:4]}", "--out", str(self.config(device))
+        )
         port = self.uplink_port if device == DEVICES[-1] else self.broker_port
         wanted = {
             "data_dir": json.dumps(str(self.folder / device)),
@@ -293,7 +311,7 @@ class Story:
         draft.write_text(json.dumps({"light": dark or {}}))
         os.replace(draft, self.folder / "scene.json")
 
-    # --- what is seen ----------------------------------------------------------------------------------------
+    # --- what is seen -----------------------------------------------------------------------------
 
     def online(self) -> set[str]:
         return {device["id"] for device in self.fleet.devices() if device["presence"] == "online"}
@@ -323,7 +341,9 @@ class Story:
         return float(right / max(1, sum(c["images"].get(version, 0) for c in counts)))
 
     def device_status(self, device: str) -> dict[str, Any]:
-        return self.run([*_program("skerry-runtime"), "status", "--config", str(self.config(device)), "--json"])
+        return self.run(
+            [*_program("skerry-runtime"), "status", "--config", str(self.config(device)), "--json"]
+        )
 
     def config(self, device: str) -> Path:
         return self.folder / f"{device}.toml"
@@ -331,7 +351,7 @@ class Story:
     def bundle(self, version: int) -> Path:
         return self.folder / f"digits-{version}.0.0.skerry"
 
-    # --- telling and waiting ---------------------------------------------------------------------------------
+    # --- telling and waiting ----------------------------------------------------------------------
 
     def act(self, title: str) -> None:
         self.console.print(f"\n[bold cyan]{escape(title)}[/]")
@@ -343,7 +363,8 @@ class Story:
         self.lines.append(Line(claim, measured, holds))
         mark = "[green]holds[/]" if holds else "[bold red]DOES NOT HOLD[/]"
         self.console.print(
-            f"[dim]{time.monotonic() - self.began:6.1f} s[/]  {mark}  {escape(claim)}: {escape(measured)}", highlight=False
+            f"[dim]{time.monotonic() - self.began:6.1f} s[/]  {mark}  {escape(claim)}: {escape(measured)}",
+            highlight=False,
         )
 
     def skerry(self, *arguments: str) -> dict[str, Any]:
@@ -353,10 +374,14 @@ class Story:
         return self.run([*_program("skerry"), *arguments, "--json"])
 
     def run(self, command: list[str]) -> dict[str, Any]:
-        environment = {**os.environ, **getattr(self, "environment", {})}
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        environment = {**os.environ, **self.environment}
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
         if result.returncode:
-            raise StoryError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
+            raise StoryError(
+                f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout}{result.stderr}"
+            )
         answer: dict[str, Any] = json.loads(result.stdout)
         return answer
 
@@ -372,7 +397,7 @@ class Story:
         self.say(what)
 
     def wait_rollout(self, rollout: str, states: str | tuple[str, ...]) -> Mapping[str, Any]:
-        """Follow a rollout, telling each wave's verdict once; a rollout that ended otherwise breaks the story."""
+        """Follow a rollout, telling each verdict once; one that ends otherwise breaks the story off."""
         wanted = (states,) if isinstance(states, str) else states
         told: set[str] = set()
         deadline = time.monotonic() + 90
@@ -405,9 +430,9 @@ def _chosen(packed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choice(packed: dict[str, Any]) -> str:
-    best = _chosen(packed)
-    full = next(variant for variant in packed["variants"] if variant["name"] == "fp32")
-    return f"{best['name']} of {len(packed['variants'])} tried: {best['size']:,} bytes, fp32 has {full['size']:,}"
+    best, tried = _chosen(packed), packed["variants"]
+    full = next(variant for variant in tried if variant["name"] == "fp32")
+    return f"{best['name']} of {len(tried)} tried: {best['size']:,} bytes, fp32 has {full['size']:,}"
 
 
 def _sizes(rollout: Mapping[str, Any]) -> str:
@@ -416,6 +441,3 @@ def _sizes(rollout: Mapping[str, Any]) -> str:
 
 def _took(since: float) -> str:
     return f"{time.monotonic() - since:.0f} s"
-
-
-__all__ = ["DEVICES", "Line", "SkerryError", "Story", "StoryError"]
