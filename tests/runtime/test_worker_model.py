@@ -11,7 +11,7 @@ from tests.runtime.model_zoo import digit_images, digits, lay_out, logarithm
 from skerry_contract.errors import EngineError, InputError, SelfTestError
 from skerry_contract.monitoring import spec_hash
 from skerry_contract.summary import WindowSummary, check
-from skerry_runtime.model import Model
+from skerry_runtime import Model
 
 
 def test_reads_digits_and_hands_out_windows(tmp_path: Path) -> None:
