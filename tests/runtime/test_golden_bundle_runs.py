@@ -1,4 +1,4 @@
-"""The first bundle of a real model that was ever packed still verifies, passes its self-test and reads digits.
+"""The first bundle of a real model that was ever packed still verifies, passes its self-test, reads digits.
 
 Its file is never regenerated; the private key was thrown away.
 """

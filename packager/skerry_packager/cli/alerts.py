@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import console
-from .options import client_of, json_option, server_options
+from .options import json_option, with_client
+
+if TYPE_CHECKING:
+    from ..fleet_client import FleetClient
 
 
 @click.group()
@@ -23,9 +25,9 @@ def alerts() -> None:
 
 
 @alerts.command("list")
-@server_options
+@with_client
 @json_option
-def list_alerts(server: str, token: str, token_file: Path | None, insecure: bool, as_json: bool) -> None:
+def list_alerts(client: FleetClient, as_json: bool) -> None:
     """List the alerts, the newest first.
 
     \b
@@ -33,7 +35,7 @@ def list_alerts(server: str, token: str, token_file: Path | None, insecure: bool
       skerry alerts list
       skerry alerts list --json | jq '.alerts[] | select(.severity == "critical")'
     """
-    found = client_of(server, token, token_file, insecure).alerts()
+    found = client.alerts()
     if as_json:
         console.print_json({"alerts": found})
         return
@@ -59,18 +61,16 @@ def list_alerts(server: str, token: str, token_file: Path | None, insecure: bool
 
 @alerts.command()
 @click.argument("alert")
-@server_options
+@with_client
 @json_option
-def acknowledge(
-    alert: str, server: str, token: str, token_file: Path | None, insecure: bool, as_json: bool
-) -> None:
+def acknowledge(alert: str, client: FleetClient, as_json: bool) -> None:
     """Say that an alert was seen.
 
     \b
     Example:
       skerry alerts acknowledge 17
     """
-    answer = client_of(server, token, token_file, insecure).acknowledge(alert)
+    answer = client.acknowledge(alert)
     if as_json:
         console.print_json(answer)
         return

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .. import console
-from .options import EXISTING_FILE, client_of, json_option, public_key_option, server_options
+from .options import EXISTING_FILE, json_option, public_key_option, with_client
+
+if TYPE_CHECKING:
+    from ..fleet_client import FleetClient
 
 
 @click.command()
@@ -85,11 +89,9 @@ def unpack(bundle: Path, folder: Path, keys: tuple[Path, ...], no_verify: bool, 
 
 @click.command()
 @click.argument("bundle", type=EXISTING_FILE)
-@server_options
+@with_client
 @json_option
-def publish(
-    bundle: Path, server: str, token: str, token_file: Path | None, insecure: bool, as_json: bool
-) -> None:
+def publish(bundle: Path, client: FleetClient, as_json: bool) -> None:
     """Upload a bundle to the fleet server.
 
     The server verifies it with the keys that it trusts and keeps it. Nothing happens on any device before a
@@ -101,7 +103,6 @@ def publish(
     """
     from ..bundles import describe
 
-    client = client_of(server, token, token_file, insecure)
     described = describe(bundle)
     with console.bytes_progress(bundle.name, quiet=as_json) as sent:
         is_new, answer = client.publish(bundle, sent)

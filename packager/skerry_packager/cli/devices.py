@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from skerry_contract.errors import ConflictError, StorageError
 
 from .. import console
-from .options import client_of, json_option, label, server_options
+from .options import json_option, label, with_client
+
+if TYPE_CHECKING:
+    from ..fleet_client import FleetClient
 
 
 @click.group()
@@ -27,9 +30,9 @@ def devices() -> None:
 
 
 @devices.command("list")
-@server_options
+@with_client
 @json_option
-def list_devices(server: str, token: str, token_file: Path | None, insecure: bool, as_json: bool) -> None:
+def list_devices(client: FleetClient, as_json: bool) -> None:
     """List the devices, with what runs on each.
 
     \b
@@ -37,7 +40,7 @@ def list_devices(server: str, token: str, token_file: Path | None, insecure: boo
       skerry devices list
       skerry devices list --json | jq '.devices[] | select(.presence == "lost") | .id'
     """
-    found = client_of(server, token, token_file, insecure).devices()
+    found = client.devices()
     if as_json:
         console.print_json({"devices": found})
         return
@@ -63,18 +66,16 @@ def list_devices(server: str, token: str, token_file: Path | None, insecure: boo
 
 @devices.command()
 @click.argument("device")
-@server_options
+@with_client
 @json_option
-def show(
-    device: str, server: str, token: str, token_file: Path | None, insecure: bool, as_json: bool
-) -> None:
+def show(device: str, client: FleetClient, as_json: bool) -> None:
     """Show one device: hardware, what is desired of it, what it reported.
 
     \b
     Example:
       skerry devices show pi-7
     """
-    found = client_of(server, token, token_file, insecure).device(device)
+    found = client.device(device)
     if as_json:
         console.print_json(found)
         return
@@ -128,17 +129,14 @@ def show(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to write the device's configuration; DEVICE.toml if not given.",
 )
-@server_options
+@with_client
 @json_option
 def add(
     device: str,
     labels: tuple[tuple[str, str], ...],
     device_class: str,
     out: Path | None,
-    server: str,
-    token: str,
-    token_file: Path | None,
-    insecure: bool,
+    client: FleetClient,
     as_json: bool,
 ) -> None:
     """Enrol a device, and write the configuration that its daemon runs with.
@@ -152,7 +150,6 @@ def add(
       scp pi-7.toml pi-7:/etc/skerry/device.toml
     """
     path = out or Path(f"{device}.toml")
-    client = client_of(server, token, token_file, insecure)
     # The file is made first: a password that cannot be kept must not be asked for.
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from ..fleet_client import FleetClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,8 +33,8 @@ def public_key_option(*, required: bool) -> Callable[[F], F]:
     )
 
 
-def server_options(command: F) -> F:
-    """``--server``, ``--token``, ``--token-file``, ``--insecure``: read them by `client_of`."""
+def with_client(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--server``, ``--token``, ``--token-file`` and ``--insecure``, as one ``client``."""
     options = (
         click.option(
             "--server", envvar="SKERRY_SERVER", show_envvar=True, default="http://127.0.0.1:8420",
@@ -55,16 +53,19 @@ def server_options(command: F) -> F:
             "--insecure", is_flag=True, help="Allow to send the token to another machine over plain HTTP."
         ),
     )  # fmt: skip
+
+    @functools.wraps(command)
+    def called(
+        *args: Any, server: str, token: str, token_file: Path | None, insecure: bool, **kwargs: Any
+    ) -> Any:
+        from ..fleet_client import FleetClient, find_token
+
+        found = find_token(server, token, token_file, DEFAULT_TOKEN_FILE)
+        return command(*args, client=FleetClient(server, found, insecure=insecure), **kwargs)
+
     for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def client_of(server: str, token: str, token_file: Path | None, insecure: bool) -> FleetClient:
-    """The client that `server_options` ask for."""
-    from ..fleet_client import FleetClient, find_token
-
-    return FleetClient(server, find_token(server, token, token_file, DEFAULT_TOKEN_FILE), insecure=insecure)
+        called = option(called)
+    return called
 
 
 def duration(value: str) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from .. import console
-from .options import client_of, duration, json_option, label, server_options, wave
+from .options import duration, json_option, label, wave, with_client
 
 if TYPE_CHECKING:
     from ..fleet_client import FleetClient
@@ -88,7 +87,7 @@ def rollout() -> None:
     help="Time that a device runs it before it confirms.",
 )
 @watch_option
-@server_options
+@with_client
 @json_option
 def start(
     model: str,
@@ -100,10 +99,7 @@ def start(
     probation_requests: int,
     probation_seconds: float,
     watch: bool,
-    server: str,
-    token: str,
-    token_file: Path | None,
-    insecure: bool,
+    client: FleetClient,
     as_json: bool,
 ) -> None:
     """Start a rollout of a published VERSION of MODEL.
@@ -115,7 +111,6 @@ def start(
     """
     if len({type(reach) for reach in waves}) > 1 or list(waves) != sorted(set(waves)):
         raise click.UsageError("Waves must rise, and be all shares (20%) or all numbers of devices (3).")
-    client = client_of(server, token, token_file, insecure)
     started = client.start_rollout(
         {
             "model": model,
@@ -139,15 +134,12 @@ def start(
 @rollout.command()
 @click.argument("rollout_id", metavar="[ID]", required=False)
 @watch_option
-@server_options
+@with_client
 @json_option
 def status(
     rollout_id: str | None,
     watch: bool,
-    server: str,
-    token: str,
-    token_file: Path | None,
-    insecure: bool,
+    client: FleetClient,
     as_json: bool,
 ) -> None:
     """Show a rollout, or list all of them.
@@ -159,7 +151,6 @@ def status(
       skerry rollout status
       skerry rollout status 3f9c2a --watch
     """
-    client = client_of(server, token, token_file, insecure)
     if rollout_id is None:
         if watch:
             raise click.UsageError("--watch needs the ID of a rollout.")
@@ -175,12 +166,10 @@ def status(
 def _steer(verb: str, text: str) -> None:
     @rollout.command(verb, help=f"{text}\n\n\b\nExample:\n  skerry rollout {verb} 3f9c2a")
     @click.argument("rollout_id", metavar="ID")
-    @server_options
+    @with_client
     @json_option
-    def steer(
-        rollout_id: str, server: str, token: str, token_file: Path | None, insecure: bool, as_json: bool
-    ) -> None:
-        changed = client_of(server, token, token_file, insecure).steer_rollout(rollout_id, verb)
+    def steer(rollout_id: str, client: FleetClient, as_json: bool) -> None:
+        changed = client.steer_rollout(rollout_id, verb)
         console.print_json(changed) if as_json else _show(changed)
 
 
