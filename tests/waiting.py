@@ -12,7 +12,7 @@ WAIT_S = 60.0
 _PAUSE_S = 0.02
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout_s: float = WAIT_S) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, timeout_s: float = WAIT_S) -> T:
     """The condition's first true value; fails, saying what was awaited, when there is none in time."""
     pause = threading.Event()
     deadline = time.monotonic() + timeout_s

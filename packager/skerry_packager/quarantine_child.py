@@ -121,7 +121,7 @@ def _inspect(path: Path, limits: QuarantineLimits) -> ModelInspection:
 
 
 def _is_tolerable(reason: str) -> bool:
-    """What the ONNX checker refuses and engines load: onnxruntime's own operators, outputs without a shape."""
+    """What the checker refuses and engines load: onnxruntime's own operators, outputs without a shape."""
     own = "No Op registered for" in reason and "com.microsoft" in reason
     return own or "Field 'shape' of 'type' is required but missing" in reason
 

@@ -140,7 +140,7 @@ class BundleReader:
             piece = self._stream.read(left)
             if not piece:
                 raise BundleFormatError(
-                    f"the bundle is truncated: it ends within {what}, at byte {self._position + count - left}",
+                    f"truncated: the bundle ends at byte {self._position + count - left}, within {what}",
                     hint="Copy or download it again.",
                 )
             pieces.append(piece)

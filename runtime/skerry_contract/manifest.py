@@ -21,7 +21,8 @@ from .strict_json import Reader, canonical, loads
 SCHEMA: Final = 1
 ENGINES: Final = ("onnx", "tflite")
 DATATYPES: Final = (
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES",
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "BYTES",
 )  # fmt: skip
 """Datatypes of the Open Inference Protocol v2."""
 TASKS: Final = ("classification", "regression", "embedding", "detection", "sequence", "other")
@@ -261,7 +262,7 @@ def _manifest(r: Reader, limits: Limits) -> Manifest:
     )
     if manifest.security_floor > manifest.release:
         raise ManifestError(
-            f"manifest.security_floor {manifest.security_floor} is above the release {manifest.release} itself"
+            f"manifest.security_floor {manifest.security_floor} is above the release {manifest.release}"
         )
     sizes: dict[Digest, int] = {}
     for ref in manifest._refs():

@@ -16,11 +16,12 @@ from .errors import ManifestError
 from .strict_json import Reader, canonical, loads
 
 ITEM_SIZES: Mapping[str, int] = {
-    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 DTYPE_OF_DATATYPE: Mapping[str, str] = {
-    "BOOL": "BOOL", "UINT8": "U8", "INT8": "I8", "UINT16": "U16", "INT16": "I16", "FP16": "F16", "UINT32": "U32",
-    "INT32": "I32", "FP32": "F32", "UINT64": "U64", "INT64": "I64", "FP64": "F64",
+    "BOOL": "BOOL", "UINT8": "U8", "INT8": "I8", "UINT16": "U16", "INT16": "I16", "FP16": "F16",
+    "UINT32": "U32", "INT32": "I32", "FP32": "F32", "UINT64": "U64", "INT64": "I64", "FP64": "F64",
 }  # fmt: skip
 """From the Open Inference Protocol's datatypes to this layout's."""
 _METADATA: Final = "__metadata__"

@@ -36,7 +36,9 @@ class Writer:
 
     def floats(self, low: float, high: float) -> None:
         # Adding 0.0 makes one zero of two, so that equal windows have equal bytes.
-        self.raw(_FLOATS.pack(*(min(max(value, -_LARGEST_FLOAT), _LARGEST_FLOAT) + 0.0 for value in (low, high))))
+        self.raw(
+            _FLOATS.pack(*(min(max(value, -_LARGEST_FLOAT), _LARGEST_FLOAT) + 0.0 for value in (low, high)))
+        )
 
     def counts(self, values: tuple[int, ...]) -> None:
         """Length, then the numbers; a run of k zeros is written as 0, k."""

@@ -6,16 +6,14 @@ Exit codes: 0 done, 1 it failed, 2 the command or the configuration is wrong, 3 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from skerry_contract.errors import ConfigError, InputError, SkerryError, UnavailableError, from_code
+from skerry_contract.errors import ConfigError, InputError, SkerryError, UnavailableError
 
 from .agent import control, machine, offline
 from .agent.log import set_up
@@ -23,13 +21,6 @@ from .config import DEFAULT_PATH, DeviceConfig, load_config
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 CONFIG_VARIABLE: Final = "SKERRY_CONFIG"
-INFER_SECONDS: Final = 60.0
-_DATATYPES: Final = {
-    "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64",
-    "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
-    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
-}  # fmt: skip
-"""From numpy's names to the Open Inference Protocol's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,8 +153,16 @@ def _infer(options: argparse.Namespace) -> int:
         known = ", ".join(status["models"]) or "none"
         raise InputError(f"there is no model {options.model!r} here", hint=f"Installed: {known}.")
     path = f"/v2/models/{options.model}"
-    body = _request_of(options.input, lambda: _call(model["socket"], "GET", path)["inputs"][0]["name"])
-    answer = _call(model["socket"], "POST", f"{path}/infer", body)
+    # Only a person's question pays for an HTTP client.
+    from .local_client import ask, request_from
+
+    try:
+        body = request_from(
+            options.input, lambda: str(ask(model["socket"], "GET", path)["inputs"][0]["name"])
+        )
+        answer = ask(model["socket"], "POST", f"{path}/infer", body)
+    except UnavailableError as error:
+        raise _Unreachable(error) from error
     if options.json:
         _print_json(answer)
     else:
@@ -269,69 +268,6 @@ def describe(status: Mapping[str, Any]) -> str:
         f"outbox   {outbox['waiting_rows']} rows wait, {outbox['used_bytes'] / 1048576:.1f} MiB{trouble}"
     )
     return "\n".join(lines)
-
-
-def _request_of(path: Path, first_input: Any) -> bytes:
-    """An Open Inference Protocol request from a file."""
-    if path.suffix == ".json":
-        try:
-            body = path.read_bytes()
-            json.loads(body)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is not a JSON file: {error}") from error
-        return body
-    if path.suffix not in (".npy", ".npz"):
-        raise InputError(f"{path} has the suffix {path.suffix!r}", hint="Give a .npy, .npz or .json file.")
-    import numpy as np
-
-    try:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = dict(loaded) if path.suffix == ".npz" else {first_input(): loaded}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a numpy file: {error}") from error
-    inputs = []
-    for name, array in arrays.items():
-        if str(array.dtype) not in _DATATYPES:
-            raise InputError(
-                f"{name} in {path} has the type {array.dtype}", hint=f"Known: {', '.join(_DATATYPES)}."
-            )
-        datatype = _DATATYPES[str(array.dtype)]
-        inputs.append(
-            {"name": name, "shape": list(array.shape), "datatype": datatype, "data": array.ravel().tolist()}
-        )
-    return json.dumps({"inputs": inputs}).encode()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=INFER_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(INFER_SECONDS)
-        self.sock.connect(self._path)
-
-
-def _call(path: str, method: str, url: str, body: bytes | None = None) -> Any:
-    connection = _UnixConnection(path)
-    try:
-        connection.request(method, url, body, {"Content-Type": "application/json"} if body else {})
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Unreachable(
-            UnavailableError(f"no model answers at {path}: {error}", hint="See 'skerry-runtime status'.")
-        ) from error
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        message = (
-            answer.get("error", "the request failed") if isinstance(answer, dict) else "the request failed"
-        )
-        raise from_code("input" if response.status < 500 else "engine", f"{message} (HTTP {response.status})")
-    return answer
 
 
 def _config(options: argparse.Namespace) -> DeviceConfig:

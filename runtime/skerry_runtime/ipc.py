@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+
 from skerry_contract.errors import UnavailableError
 from skerry_contract.messages import ErrorReport
 
@@ -127,7 +128,19 @@ class Health(Message, frozen=True, kw_only=True):
 
 
 AnyMessage = (
-    Spawn | Spawned | Exited | Ready | Failed | Accept | Drain | Drained | Stop | CloseWindow | Settings | Window | Health
+    Spawn
+    | Spawned
+    | Exited
+    | Ready
+    | Failed
+    | Accept
+    | Drain
+    | Drained
+    | Stop
+    | CloseWindow
+    | Settings
+    | Window
+    | Health
 )
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)
@@ -166,7 +179,9 @@ class Channel:
         otherwise."""
         rights = array.array("i")
         try:
-            data, ancillary, _, _ = self.sock.recvmsg(MAX_MESSAGE, socket.CMSG_LEN(_MAX_FDS * rights.itemsize))
+            data, ancillary, _, _ = self.sock.recvmsg(
+                MAX_MESSAGE, socket.CMSG_LEN(_MAX_FDS * rights.itemsize)
+            )
         except ConnectionResetError:
             return None
         for level, kind, payload in ancillary:

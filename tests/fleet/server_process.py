@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.fleet.mqtt_peer import wait_until
+from tests.waiting import wait_until
 
 # The root of the command line with this one command, whether or not the distribution is installed.
 _LAUNCH = """

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fleet.mqtt_peer import Peer, wait_until
+from tests.fleet.mqtt_peer import Peer
+from tests.waiting import wait_until
 
 from skerry_contract.errors import ConfigError, UnavailableError
 from skerry_fleet import broker as broker_module

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.fleet.fleet_harness import START_MS, Fleet
-from tests.fleet.mqtt_peer import wait_until
 from tests.fleet.outbox_sender import Outbox, Receiver
 from tests.fleet.test_statistics import REFERENCE_ROWS, normal_feature, sketch_of
+from tests.waiting import wait_until
 
 from skerry_contract.digests import Digest, prefix8
 from skerry_contract.messages import Severity

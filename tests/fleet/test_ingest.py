@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tests import builders
 from tests.fleet.fleet_harness import START_MS, Fleet
-from tests.fleet.mqtt_peer import wait_until
 from tests.fleet.outbox_sender import Outbox, Receiver
+from tests.waiting import wait_until
 
 from skerry_contract.digests import Digest
 from skerry_contract.errors import NotFoundError, StorageError

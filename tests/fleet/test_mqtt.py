@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.fleet.mqtt_peer import WAIT_S, Peer, wait_until
+from tests.fleet.mqtt_peer import WAIT_S, Peer
+from tests.waiting import wait_until
 
 from skerry_contract.errors import UnavailableError
 from skerry_contract.topics import Down, Up

@@ -15,8 +15,9 @@ import pytest
 from tests import builders
 from tests.builders import BundleBuilder
 from tests.fleet import server_process
-from tests.fleet.mqtt_peer import Peer, wait_until
+from tests.fleet.mqtt_peer import Peer
 from tests.fleet.server_process import Server, broker_pids, command, running
+from tests.waiting import wait_until
 
 from skerry_contract.digests import Digest, digest_of, prefix8
 from skerry_contract.envelope import open_envelope

@@ -1,4 +1,4 @@
-"""A tiny classifier and its data on disk, as an engineer brings them to ``skerry pack``. Nothing is random."""
+"""A tiny classifier and its data on disk, as an engineer brings them. Nothing is random."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
 from skerry_packager.keys import init_keys
 
 CLASSES, SIDE, HIDDEN = 4, 8, 64

@@ -27,6 +27,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.builders import new_signer
 from tests.runtime.model_zoo import ZooModel, digit_images
 from tests.runtime.model_zoo import digits as digits_model
+from tests.waiting import wait_until
 
 from skerry_contract import signing
 from skerry_contract.bundle import write_bundle
@@ -58,15 +59,6 @@ QUICK = Probation(requests=0, seconds=0.0)
 """Over as soon as the new worker has reported once."""
 LONG = Probation(requests=100_000, seconds=3600.0)
 """Nobody waits for its end."""
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> Any:
-    """Wait for a condition and give its value; fail with its name."""
-    end = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < end, f"timed out: {what}"
-        time.sleep(0.02)
-    return value
 
 
 # --- bundles ---------------------------------------------------------------------------------------
@@ -231,7 +223,7 @@ class Headquarters:
         self.serving_blocks = True
         self.revision = 0
         self._changed = threading.Condition()
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="hq")
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=f"hq-{os.urandom(4).hex()}")
         if username:
             self._client.username_pw_set(username, password)
         self._client.on_message = self._on_message

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from skerry_contract.bundle import BundleReader
 from skerry_contract.manifest import bundle_digest, parse_manifest
-from skerry_runtime.agent.slots import EffectiveBudgets, GenerationInfo, ModelSlots, Store
+from skerry_runtime.agent.slots import EffectiveBudgets, GenerationInfo, ModelSlots
+from skerry_runtime.agent.store import Store
 
 
 def install(data: Path, bundle: Path) -> None:

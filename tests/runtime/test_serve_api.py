@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tests.runtime.local_server import LocalServer, local_server
 from tests.runtime.model_zoo import ZooModel, digit_images, digits, onnx_bytes
-from tests.runtime.worker_harness import ask, connect, json_request, wait_until
+from tests.runtime.worker_harness import ask, connect, json_request
+from tests.waiting import wait_until
 
 from skerry_contract.manifest import TensorSpec
 from skerry_contract.monitoring import MonitoringSpec

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from tests.runtime.local_server import LocalServer, local_server
 from tests.runtime.model_zoo import counting_loop, digit_images, digits, hungry, logarithm, squash
-from tests.runtime.worker_harness import ask, connect, json_request, raw_exchange, read_all, wait_until
+from tests.runtime.worker_harness import ask, connect, json_request, raw_exchange, read_all
+from tests.waiting import wait_until
 
 from skerry_contract.limits import KIB
 from skerry_runtime.worker.limits import ServeLimits

@@ -18,7 +18,8 @@ from skerry_contract.errors import NotFoundError, SlotError, StorageError
 from skerry_contract.manifest import BlobRef
 from skerry_contract.messages import ErrorReport
 from skerry_contract.signing import EcdsaSigner
-from skerry_runtime.agent.slots import TRIES, Generation, ModelSlots, Store
+from skerry_runtime.agent.slots import TRIES, Generation, ModelSlots
+from skerry_runtime.agent.store import Store
 
 BAD = ErrorReport(code="selftest", message="it crashed")
 NAMES = {1: "1.0.0", 2: "2.0.0", 3: "3.0.0"}

@@ -27,8 +27,8 @@ from skerry_contract.errors import (
 )
 from skerry_contract.messages import DESIRED_PAYLOAD_TYPE, DesiredState, EngineInfo, Hardware, encode
 from skerry_contract.signing import EcdsaSigner
-from skerry_runtime.agent import trust
-from skerry_runtime.agent.slots import Store
+from skerry_runtime.agent import trust, trust_process
+from skerry_runtime.agent.store import Store
 
 NOW = int(time.time() * 1000)
 DEVICE = trust.Device(
@@ -51,7 +51,7 @@ def director() -> EcdsaSigner:
 @pytest.fixture
 def verify(director: EcdsaSigner) -> Verify:
     def run(envelope: bytes, last_revision: int = 4) -> DesiredState:
-        return trust.verify_desired(
+        return trust_process.verify_desired(
             envelope,
             director=director.verifier.pem.decode(),
             device="pi-7",
@@ -155,7 +155,7 @@ class Downloaded:
         )
 
     def verify(self, **changes: Any) -> trust.BundleAnswer:
-        return trust.verify_bundle(msgspec.structs.replace(self.request, **changes))
+        return trust_process.verify_bundle(msgspec.structs.replace(self.request, **changes))
 
 
 def test_a_bundle_of_an_engineer_is_accepted_with_its_variant(tmp_path: Path, builder: BundleBuilder) -> None:
@@ -247,7 +247,7 @@ class Stick:
                 "floors": {},
                 "device": DEVICE,
             }
-            return trust.import_file(trust.ImportFile(**{**request, **changes}))
+            return trust_process.import_file(trust.ImportFile(**{**request, **changes}))
 
     def names(self) -> set[str]:
         return {path.name for path in self.store.folder.iterdir()}
@@ -324,7 +324,7 @@ def test_an_import_can_be_repeated(stick: Stick, builder: BundleBuilder) -> None
 def test_a_child_that_cannot_work_has_verified_nothing(
     verify: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trust, "CHILD", "skerry_runtime.agent.no_such_module")
+    monkeypatch.setattr(trust_process, "CHILD", "skerry_runtime.agent.no_such_module")
     with pytest.raises(UnavailableError, match="no_such_module"):
         verify(b"{}")
 

@@ -23,8 +23,8 @@ from tests.runtime.worker_harness import (
     json_request,
     listen_unix,
     process_threads,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 from skerry_contract.digests import digest_of, prefix8
 from skerry_contract.monitoring import spec_hash

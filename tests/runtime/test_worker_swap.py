@@ -24,8 +24,8 @@ from tests.runtime.worker_harness import (
     json_request,
     listen_tcp,
     listen_unix,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 from skerry_runtime.ipc import Accept, Drain, Drained, Health, Ready, Window
 from skerry_runtime.worker.limits import ServeLimits

@@ -12,25 +12,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from tests.waiting import wait_until
 
 from skerry_runtime.ipc import AnyMessage, Channel, Exited, Message, Spawn, Spawned
 
 TIMEOUT = 30.0
 M = TypeVar("M", bound=Message)
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
-    """Wait for a condition; fail with its name."""
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"timed out: {what}"
-        time.sleep(0.01)
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ class SystemClock:
 
     def __init__(self, floor_file: Path) -> None:
         self._file = floor_file
-        self._floor_ms = max(BUILD_MS, _read_number(floor_file))
+        self._floor_ms = max(BUILD_MS, read_number(floor_file))
         self._saved_ms = self._floor_ms
 
     def now_ms(self) -> int:
@@ -107,6 +107,7 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def _read_number(path: Path) -> int:
+def read_number(path: Path) -> int:
+    """A number in a file; 0 if there is none that is plausible."""
     text = _read_text(path)
     return int(text) if text.isdigit() and len(text) < 16 else 0

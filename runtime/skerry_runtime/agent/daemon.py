@@ -47,8 +47,9 @@ from skerry_contract.topics import Down, Up
 
 from ..config import DeviceConfig
 from ..ipc import Window
-from . import machine, trust
-from .clock import SystemClock, WindowNumbers, boot_id
+from . import machine, trust, trust_process
+from .clock import SystemClock, WindowNumbers, boot_id, read_number
+from .context import Context
 from .desired import DesiredFile
 from .fetch import Fetcher
 from .files import make_folder, write_durably
@@ -59,10 +60,11 @@ from .listeners import Listeners
 from .lock import Lock
 from .log import get_logger
 from .loop import Loop
-from .model import Context, Model
+from .model import Model
 from .outbox import Stamp
 from .serving import Surroundings
-from .slots import Store, installed_models
+from .slots import installed_models
+from .store import Store
 from .telemetry import Telemetry
 from .workers import Workers
 
@@ -106,7 +108,7 @@ class Daemon:
         self._listeners = Listeners(config.serve, config.run_dir)
         self._front = _read_line(state / "front")
         self._link_state = LinkState(state="connecting" if config.fleet else "off")
-        self._epoch = int(_read_line(state / "epoch") or 0)
+        self._epoch = _last_epoch(state / "epoch")
         self._telemetry = Telemetry(data / "outbox.db", config.buffer_bytes, self._publish, self._stamp)
         self._journal = Journal(
             self._clock,
@@ -309,7 +311,7 @@ class Daemon:
             floors={name: model.floor for name, model in self._models.items()},
             device=self._context.device,
         )
-        self._jobs.submit(lambda _: trust.import_file(request), verified, refused)
+        self._jobs.submit(lambda _: trust_process.import_file(request), verified, refused)
 
     def roll_back(self, name: str, why: str) -> dict[str, str]:
         """Raises `NotFoundError`, `ConflictError` or `SlotError`; without a name there must be one model."""
@@ -380,8 +382,7 @@ class Daemon:
         try:
             write_durably(self._state / "epoch", b"%d" % self._epoch)
         except StorageError as error:
-            # Seconds since 1970 lie above any count of connections; two in a second do not happen here.
-            self._epoch = max(self._epoch, time.time_ns() // 1_000_000_000)
+            self._epoch = max(self._epoch, _epoch_of_clock())
             _log.warning("the connection's epoch cannot be stored", extra={"error": error})
         return self._epoch
 
@@ -444,7 +445,7 @@ class Daemon:
 
         # Not behind a long download: an order that stops it must get through.
         self._urgent(
-            lambda: trust.verify_desired(
+            lambda: trust_process.verify_desired(
                 envelope, director=director, device=self._config.device, last_revision=revision, now_ms=now
             ),
             verified,
@@ -581,6 +582,16 @@ class Daemon:
 
 def _error_json(error: ErrorReport | None) -> dict[str, str] | None:
     return None if error is None else {"code": error.code, "message": error.message, "hint": error.hint}
+
+
+def _last_epoch(file: Path) -> int:
+    """As stored; where the file is damaged, a number that is surely higher."""
+    return read_number(file) or (_epoch_of_clock() if file.exists() else 0)
+
+
+def _epoch_of_clock() -> int:
+    """Seconds since 1970: above any count of connections."""
+    return time.time_ns() // 1_000_000_000
 
 
 def _read_line(path: Path) -> str:

@@ -29,7 +29,7 @@ from skerry_contract.manifest import BlobRef
 from skerry_contract.messages import BlockRequest, ErrorReport, decode
 
 from .files import storage_errors
-from .slots import Store
+from .store import Store
 
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in total."""

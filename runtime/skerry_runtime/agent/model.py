@@ -12,13 +12,11 @@ import random
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from skerry_contract.digests import Digest
 from skerry_contract.errors import (
-    BundleFormatError,
     ConflictError,
     NotFoundError,
     OverloadedError,
@@ -29,26 +27,21 @@ from skerry_contract.errors import (
     TransferError,
     UnavailableError,
 )
-from skerry_contract.limits import DEFAULT_LIMITS
-from skerry_contract.manifest import BlobRef, parse_manifest
 from skerry_contract.messages import DesiredModel, ErrorReport, ModelReport
 
-from ..config import DeviceConfig
 from ..ipc import Health, Window
-from . import trust
-from .clock import SystemClock
-from .fetch import Fetcher
+from . import trust, truth
+from .context import Context
 from .health import Trial, Verdict, crashes_too_often
-from .jobs import Jobs
-from .journal import Journal
+from .installer import Installer
 from .log import get_logger
-from .loop import Loop, Timer
+from .loop import Timer
 from .preflight import BLAMELESS, Preflight
 from .record import Record, read_record, record_of, write_record
-from .serving import Serving, Surroundings
-from .slots import Generation, GenerationInfo, ModelSlots, Store, effective_budgets
-from .update import MAX_SELF_TESTS, SETTLED, Action, Event, UpdateState, phase_of, recover, step
-from .workers import Worker, Workers
+from .serving import Serving
+from .slots import Generation, ModelSlots
+from .update import MAX_SELF_TESTS, SETTLED, Action, Event, UpdateState, recover, step
+from .workers import Worker
 
 RETRY_SECONDS: Final = 15.0
 RETRY_SECONDS_MOST: Final = 600.0
@@ -59,32 +52,10 @@ _TRIAL_RESTARTS: Final = 3
 _FORWARD: Final = frozenset(
     {Event.OFFERED, Event.OFFERED_FILE, Event.DESCRIBED, Event.TRUSTED, Event.BUILT, Event.DUE, Event.PASSED}
 )
+_TRANSIENT: Final = (TransferError, UnavailableError, OverloadedError, SlotError)
+"""While downloading, worth another try; a damaged blob was removed, so the next try fetches it."""
 _log = get_logger("model")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What all models of the device share."""
-
-    config: DeviceConfig
-    loop: Loop
-    jobs: Jobs
-    store: Store
-    fetcher: Fetcher
-    workers: Workers
-    surroundings: Surroundings
-    clock: SystemClock
-    journal: Journal
-    device: trust.Device
-    changed: Callable[[], None]
-    """The report changed: tell the fleet."""
-    window: Callable[[Window], None]
-    """A window was closed."""
-    idle: Callable[[], bool]
-    """No model is being updated: the store may be collected."""
-    silent: Callable[[str], None]
-    """Nothing answers for this model any more."""
 
 
 class Model:
@@ -97,6 +68,7 @@ class Model:
         self._record_file = self.slots.state / "update"
         self.record = read_record(self._record_file)
         self.serving = Serving(name, context.surroundings, self)
+        self._installer = Installer(name, self.slots, context)
         self._good: Generation | None = None
         self._staged: Generation | None = None
         self._trial: Trial | None = None
@@ -260,63 +232,11 @@ class Model:
 
     def report(self) -> ModelReport:
         """For the fleet."""
-        active, record = self.serving.answering, self.record
-        done, total = self._progress if record.state is UpdateState.DOWNLOADING else (0, 0)
-        return ModelReport(
-            active=active.digest if active else None,
-            active_version=active.manifest.version if active else "",
-            active_variant=active.info.variant if active else "",
-            target=record.target,
-            target_version=record.version,
-            phase=phase_of(record.state),
-            error=record.error,
-            since=record.since,
-            bytes_done=done,
-            bytes_total=total,
-        )
+        return truth.report(self.record, self.serving, self._progress)
 
     def status(self) -> dict[str, Any]:
         """For people, as plain JSON."""
-        active, worker, current = self.serving.answering, self.serving.worker, self.slots.current()
-        health = worker.health if worker else None
-        ready = worker.ready if worker else None
-        report = self.report()
-        return {
-            "active": active
-            and {
-                "digest": active.digest,
-                "version": active.manifest.version,
-                "release": active.manifest.release,
-                "variant": active.info.variant,
-                "engine": active.manifest.variant(active.info.variant).engine,
-                "generation": active.number,
-                "pid": worker.pid if worker else None,
-            },
-            "health": {
-                "requests": health.requests if health else 0,
-                "failures": health.failures if health else 0,
-                "latency_p95_us": health.latency_p95_us if health else ready.latency_p95_us if ready else 0,
-                "rss_bytes": health.rss_bytes if health else ready.rss_bytes if ready else 0,
-            },
-            "state": self.record.state,
-            "phase": report.phase,
-            "target": self.record.target,
-            "target_version": self.record.version,
-            "transaction": self.record.transaction,
-            "reason": self.record.reason,
-            "error": None
-            if self.record.error is None
-            else {
-                "code": self.record.error.code,
-                "message": self.record.error.message,
-                "hint": self.record.error.hint,
-            },
-            "since": self.record.since,
-            "bytes_done": report.bytes_done,
-            "bytes_total": report.bytes_total,
-            "floor": current.floor if current else 0,
-            "fallback_generation": current.previous if current else 0,
-        }
+        return truth.status(self.record, self.serving, self.slots.current(), self._progress)
 
     # --- the machine ------------------------------------------------------------------------------
 
@@ -485,64 +405,29 @@ class Model:
     # --- actions ----------------------------------------------------------------------------------
 
     def _describe(self) -> None:
-        record, cancel_wait = self.record, self._random_jitter()
-
-        def work(cancelled: threading.Event) -> None:
-            cancelled.wait(cancel_wait)
-            refs = [
-                _small(record.target, record.manifest_size, DEFAULT_LIMITS.manifest_bytes),
-                _small(record.signature, record.signature_size, DEFAULT_LIMITS.signature_bytes),
-            ]
-            self._c.fetcher.fetch(refs, cancelled=cancelled)
-
-        self._submit(work, lambda _: self._fire(Event.DESCRIBED))
+        record = self.record
+        wait = random.uniform(0.0, max(0.0, record.jitter_s))  # noqa: S311
+        self._submit(
+            lambda cancelled: self._installer.describe(record, wait, cancelled),
+            lambda _: self._fire(Event.DESCRIBED),
+        )
 
     def _verify(self) -> None:
-        record = self.record
-        request = trust.CheckBundle(
-            store=str(self._c.store.folder),
-            manifest=_known(record.target),
-            signature=_known(record.signature),
-            engineers=self._c.config.trust.engineers,
-            name=self.name,
-            version=record.version,
-            release=record.release,
-            floor=self.floor,
-            device=self._c.device,
-        )
+        record, floor = self.record, self.floor
         self._submit(
-            lambda _: trust.verify_bundle(request),
+            lambda _: self._installer.verify(record, floor),
             lambda answer: self._fire(Event.TRUSTED, variant=answer.variant, reason=answer.reason),
         )
 
     def _fetch(self) -> None:
         record = self.record
-
-        def work(cancelled: threading.Event) -> Generation:
-            manifest = parse_manifest(
-                self._c.store.read(_known(record.target), DEFAULT_LIMITS.manifest_bytes)
-            )
-            refs = manifest.blobs_for(manifest.variant(record.variant))
-            self._c.fetcher.fetch(refs, cancelled=cancelled, progress=self._on_progress)
-            return self._stage(record)
-
-        self._submit(work, self._built)
+        self._submit(
+            lambda cancelled: self._installer.fetch(record, cancelled, self._on_progress), self._built
+        )
 
     def _import(self) -> None:
         record = self.record
-        self._submit(lambda _: self._stage(record), self._built)
-
-    def _stage(self, record: Record) -> Generation:
-        """In the background: hash everything again and build the generation."""
-        bundle = _known(record.target)
-        manifest = parse_manifest(self._c.store.read(bundle, DEFAULT_LIMITS.manifest_bytes))
-        budgets = self._c.config.budgets
-        info = GenerationInfo(
-            variant=record.variant,
-            bundle=bundle,
-            budgets=effective_budgets(manifest, budgets.ram_bytes, budgets.latency_p95_us),
-        )
-        return self.slots.stage(manifest, _known(record.signature), info)
+        self._submit(lambda _: self._installer.stage(record), self._built)
 
     def _built(self, generation: Generation) -> None:
         self._staged = generation
@@ -683,7 +568,7 @@ class Model:
     def _job_failed(self, error: SkerryError) -> None:
         self._cancel = None
         downloading = self.record.state is UpdateState.DOWNLOADING
-        if downloading and isinstance(error, TransferError | UnavailableError | OverloadedError):
+        if downloading and isinstance(error, _TRANSIENT):
             self._fire(Event.INTERRUPTED, error)
         elif self.record.state not in SETTLED:
             self._fire(Event.REFUSED, error)
@@ -691,9 +576,6 @@ class Model:
     def _on_progress(self, done: int, total: int) -> None:
         """Called in the background thread."""
         self._progress = (done, total)
-
-    def _random_jitter(self) -> float:
-        return random.uniform(0.0, max(0.0, self.record.jitter_s))  # noqa: S311
 
     # --- serving.ServingEvents --------------------------------------------------------------------
 
@@ -752,18 +634,3 @@ class Model:
 
     def window_closed(self, window: Window) -> None:
         self._c.window(window)
-
-
-def _known(digest: Digest | None) -> Digest:
-    if digest is None:
-        raise SlotError("the update names no bundle", hint="Order or install it again.")
-    return digest
-
-
-def _small(digest: Digest | None, size: int, most: int) -> BlobRef:
-    """A manifest or a signature, which is small by contract."""
-    if not 0 < size <= most:
-        raise BundleFormatError(
-            f"the fleet announced a description of {size} bytes; at most {most} are accepted"
-        )
-    return BlobRef(digest=_known(digest), size=size)

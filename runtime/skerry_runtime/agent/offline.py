@@ -17,14 +17,16 @@ from skerry_contract.manifest import parse_manifest
 from skerry_contract.messages import ErrorReport
 
 from ..config import DeviceConfig
-from . import machine, trust
+from . import machine, trust, trust_process
 from .clock import SystemClock
 from .files import make_folder
+from .installer import stage
 from .lock import Lock
 from .loop import Loop
 from .preflight import BLAMELESS, Preflight
 from .record import read_record, record_of, write_record
-from .slots import Generation, GenerationInfo, ModelSlots, Store, effective_budgets, installed_models
+from .slots import Generation, ModelSlots, installed_models
+from .store import Store
 from .update import UpdateState
 from .workers import Workers
 
@@ -61,7 +63,7 @@ def _install(config: DeviceConfig, models: Path, file: BinaryIO, say: Callable[[
     store = Store(config.data_dir / "store")
     hardware = machine.hardware(config.device_class)
     say("verifying")
-    answer = trust.import_file(
+    answer = trust_process.import_file(
         trust.ImportFile(
             fd=file.fileno(),
             store=str(store.folder),
@@ -84,12 +86,7 @@ def _install(config: DeviceConfig, models: Path, file: BinaryIO, say: Callable[[
         raise ConflictError(f"{answer.name} {answer.version} is installed already")
     slots.release_quarantine(answer.manifest)
     manifest = parse_manifest(store.read(answer.manifest, DEFAULT_LIMITS.manifest_bytes))
-    budgets = effective_budgets(manifest, config.budgets.ram_bytes, config.budgets.latency_p95_us)
-    generation = slots.stage(
-        manifest,
-        answer.signature,
-        GenerationInfo(variant=answer.variant, bundle=answer.manifest, budgets=budgets),
-    )
+    generation = stage(slots, manifest, answer.manifest, answer.signature, answer.variant, config.budgets)
     clock = SystemClock(config.data_dir / "state" / "time-floor")
     record = replace(
         record_of(generation, UpdateState.SELF_TEST),

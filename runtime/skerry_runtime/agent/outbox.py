@@ -102,6 +102,7 @@ class Outbox:
         self._db = self._open()
         self.stream: bytes
         self.stream, self._done, self._next = self._stream_row()
+        self._rows = int(self._select("SELECT count(*) FROM outbox")[0][0])
 
     def close(self) -> None:
         self._db.close()
@@ -136,6 +137,7 @@ class Outbox:
             self._db.execute("INSERT INTO outbox VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
             self._db.execute("UPDATE stream SET next_seq = ?", (last + 1,))
         self._next = last + 1
+        self._rows += 1
         return last
 
     # --- leaving ----------------------------------------------------------------------------------
@@ -153,6 +155,7 @@ class Outbox:
             self._db.execute("DELETE FROM gaps WHERE to_seq <= ?", (seq,))
             self._db.execute("UPDATE stream SET done_seq = ?", (seq,))
         self._done = seq
+        self._rows -= removed
         return removed
 
     def _make_room(self, incoming: int) -> None:
@@ -170,6 +173,7 @@ class Outbox:
                 for first, last, priority in rows:
                     self._db.execute("DELETE FROM outbox WHERE first_seq = ?", (first,))
                     self._give_up(first, last, Priority(priority), "budget")
+            self._rows -= len(rows)
 
     def _give_up(self, first: int, last: int, priority: Priority, reason: str) -> None:
         """Record a gap, joined to its neighbour."""
@@ -211,6 +215,7 @@ class Outbox:
                 with self._transaction("giving up a damaged row"):
                     self._db.execute("DELETE FROM outbox WHERE first_seq = ?", (first,))
                     self._give_up(first, last, Priority(priority), "damaged")
+                self._rows -= 1
                 continue
             oldest = self._select("SELECT min(first_seq) FROM outbox")[0][0]
             before = self._select("SELECT max(last_seq) FROM outbox WHERE first_seq < ?", first)[0][0]
@@ -244,7 +249,7 @@ class Outbox:
 
     def waiting(self) -> int:
         """Rows that are not acknowledged yet."""
-        return int(self._select("SELECT count(*) FROM outbox")[0][0])
+        return self._rows
 
     @property
     def done_seq(self) -> int:

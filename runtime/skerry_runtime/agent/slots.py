@@ -18,37 +18,33 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from skerry_contract.digests import Digest, digest_of, hex_of, parse_digest, short
-from skerry_contract.errors import InputError, NotFoundError, SkerryError, SlotError, StorageError
-from skerry_contract.limits import DEFAULT_LIMITS, MIB
-from skerry_contract.manifest import BlobRef, Manifest, Variant, parse_manifest
+from skerry_contract.digests import Digest, hex_of
+from skerry_contract.errors import InputError, NotFoundError, SkerryError, SlotError
+from skerry_contract.limits import DEFAULT_LIMITS
+from skerry_contract.manifest import Manifest, Variant, parse_manifest
 from skerry_contract.messages import ErrorReport
 
 from .files import (
     fsync_dir,
-    fsync_file,
-    hash_file,
     make_folder,
     open_regular,
     remove_durably,
     storage_errors,
     write_durably,
 )
+from .store import Store, check_file, read_exactly
 
 TRIES: Final = 3
-RESERVE_BYTES: Final = 16 * MIB
-"""Disk space that an install leaves free, for the outbox and the system."""
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 GENERATION_FILE: Final = "generation.json"
-_HEX = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"[1-9]\d{0,17}")
 
 T = TypeVar("T")
@@ -111,95 +107,6 @@ class Quarantine:
     since: int = 0
 
 
-class Store:
-    """Content-addressed files; a name in it is a promise that its bytes were hashed and made durable."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        make_folder(folder)
-
-    def path(self, digest: Digest) -> Path:
-        return self.folder / hex_of(parse_digest(digest))
-
-    def part(self, digest: Digest) -> Path:
-        """Where a download grows."""
-        return self.folder / f"{hex_of(parse_digest(digest))}.part"
-
-    def journal(self, digest: Digest) -> Path:
-        """Which blocks of it are there."""
-        return self.folder / f"{hex_of(parse_digest(digest))}.map"
-
-    def has(self, digest: Digest, size: int) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return self.path(digest).lstat().st_size == size
-        return False
-
-    def check(self, ref: BlobRef) -> None:
-        """Hash a blob again. A damaged one is removed, so that it can be fetched anew.
-
-        Raises:
-            SlotError: missing or damaged.
-        """
-        check_file(self.path(ref.digest), ref)
-
-    def read(self, digest: Digest, most: int) -> bytes:
-        """A small blob, hashed.
-
-        Raises:
-            SlotError: missing, too large or damaged.
-        """
-        return _read_exactly(self.path(digest), digest, most)
-
-    def add(self, data: bytes) -> Digest:
-        """Put bytes in, durably. Raises `StorageError`."""
-        digest = digest_of(data)
-        if not self.has(digest, len(data)):
-            write_durably(self.path(digest), data)
-        return digest
-
-    def adopt(self, digest: Digest) -> None:
-        """A complete ``.part`` whose bytes were hashed becomes the blob. Raises `StorageError`."""
-        with storage_errors(f"storing {short(digest)}"):
-            fsync_file(self.part(digest))
-            self.part(digest).rename(self.path(digest))
-            with contextlib.suppress(FileNotFoundError):
-                self.journal(digest).unlink()
-            fsync_dir(self.folder)
-
-    def drop(self, digest: Digest) -> None:
-        """Forget a blob and what was downloaded of it."""
-        with storage_errors(f"removing {short(digest)}"):
-            for path in (self.path(digest), self.part(digest), self.journal(digest)):
-                path.unlink(missing_ok=True)
-
-    def reserve(self, bytes_needed: int) -> None:
-        """Raises `StorageError` if the disk has not so much space beyond `RESERVE_BYTES`."""
-        with storage_errors("looking at the disk's free space"):
-            free = shutil.disk_usage(self.folder).free
-        if bytes_needed + RESERVE_BYTES > free:
-            raise StorageError(
-                f"the install needs {bytes_needed / MIB:.1f} MiB and {RESERVE_BYTES // MIB} MiB in reserve;"
-                f" the disk has {free / MIB:.1f} MiB free",
-                hint="Free some space on the disk of data_dir, then start the rollout or install again.",
-            )
-
-    def collect(self, keep: Iterable[Digest]) -> int:
-        """Remove blobs that no generation links to, and downloads that nobody wants; returns how many.
-
-        A generation holds hard links, so a blob with one link belongs to none.
-        """
-        kept = {hex_of(digest) for digest in keep}
-        removed = 0
-        with storage_errors("collecting the store"):
-            for path in list(self.folder.iterdir()):
-                base = path.name.partition(".")[0]
-                if base in kept or (_HEX.fullmatch(path.name) and path.lstat().st_nlink > 1):
-                    continue
-                path.unlink(missing_ok=True)
-                removed += 1
-        return removed
-
-
 class ModelSlots:
     """The generations and pointers of one model."""
 
@@ -257,7 +164,7 @@ class ModelSlots:
         info = _read_json(folder / GENERATION_FILE, GenerationInfo)
         if info is None:
             raise SlotError(f"generation {number} has no readable {GENERATION_FILE}")
-        manifest_bytes = _read_exactly(folder / MANIFEST_FILE, info.bundle, DEFAULT_LIMITS.manifest_bytes)
+        manifest_bytes = read_exactly(folder / MANIFEST_FILE, info.bundle, DEFAULT_LIMITS.manifest_bytes)
         try:
             manifest = parse_manifest(manifest_bytes)
             manifest.variant(info.variant)
@@ -484,37 +391,11 @@ def effective_budgets(manifest: Manifest, ram_bytes: int, latency_p95_us: int) -
     )
 
 
-def check_file(path: Path, ref: BlobRef) -> None:
-    """Raises `SlotError` unless the file has the size and the digest; it is removed if it has not."""
-    found, size = hash_file(path)
-    if size != ref.size or found != hex_of(ref.digest):
-        with storage_errors(f"removing the damaged {path.name}"):
-            path.unlink(missing_ok=True)
-        raise SlotError(
-            f"blob {short(ref.digest)} is damaged on the disk",
-            hint="Check the disk's health; it is fetched again.",
-        )
-
-
 def installed_models(models: Path) -> Mapping[str, Path]:
     """Folder of each model that was ever installed, by name."""
     if not models.is_dir():
         return {}
     return {path.name: path for path in sorted(models.iterdir()) if path.is_dir()}
-
-
-def _read_exactly(path: Path, digest: Digest, most: int) -> bytes:
-    descriptor = open_regular(path)
-    try:
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise SlotError(f"{path.name} cannot be read: {error.strerror}") from error
-    if len(data) > most or digest_of(data) != digest:
-        raise SlotError(
-            f"{path.name} is damaged on the disk", hint="Check the disk's health; it is fetched again."
-        )
-    return data
 
 
 def _read_json(path: Path, kind: type[T]) -> T | None:

@@ -152,7 +152,10 @@ class Telemetry:
 
     def _take_inbox(self, outbox: Outbox | None) -> bool:
         """Wait for something to do, then take all of it; True when it is time to end."""
-        wait: float | None = 1.0 if self._held else self._seconds_left()
+        wait = self._seconds_left()
+        if outbox is None or self._held:
+            # At the start at once; after a failure of the disk, again and again.
+            wait = 1.0 if self._status.error else 0.0
         while True:
             try:
                 item = self._inbox.get(timeout=wait)

@@ -1,4 +1,4 @@
-"""What a worker's past says about it: totals, recent latencies, whether it may go on. Pure; not thread-safe."""
+"""What a worker's past says about it: totals, recent latencies, whether it hangs. Pure; not thread-safe."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from .wire import Head, HttpError, parse_head, write_head
 _POLL_S = 5.0
 """A blocked read looks up this often whether its time is over."""
 _CHUNK = 65536
+_CLOSE_S = 1.0
 _TIMEVAL = struct.Struct("@ll")
 
 
@@ -81,12 +82,12 @@ class HttpServer:
         return self._turns == drain
 
     def close(self) -> None:
-        """End at once."""
-        self._turn(accepting=False)
-        with self._changed:
-            self._ended = True
-            for connection in self._connections:
-                connection.cut()
+        """End now: what is in flight has a second to be answered and counted."""
+        drain = self.begin_drain()
+        self._for_each(drain, Connection.retire)
+        self._wait_for_end(drain, _CLOSE_S)
+        self._for_each(drain, Connection.cut)
+        self._ended = True
         os.write(self._wake_write, b"x")
         self._acceptor.join()
         os.close(self._wake_read)

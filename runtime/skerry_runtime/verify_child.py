@@ -1,7 +1,8 @@
 """The trust process: one request on stdin, one answer on stdout, then it ends.
 
-The only module of the agent that imports cryptography. It raises nothing to its caller: every refusal is an
-answer with an error code, everything else is a traceback on stderr and a status that is not 0.
+The agent starts it and never imports it: it alone imports cryptography. It raises nothing to its caller:
+every refusal is an answer with an error code, everything else is a traceback on stderr and a status that is
+not 0.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import msgspec
 
 from skerry_contract.bundle import BundleReader
 from skerry_contract.envelope import open_envelope
-from skerry_contract.errors import RollbackError, SignatureError, SkerryError
+from skerry_contract.errors import SignatureError, SkerryError
 from skerry_contract.limits import DEFAULT_LIMITS
 from skerry_contract.manifest import BlobRef, Manifest, bundle_digest
 from skerry_contract.messages import DESIRED_PAYLOAD_TYPE, ErrorReport
 from skerry_contract.signing import EcdsaVerifier, load_verifier
 from skerry_contract.signing import verify_bundle as verify_signature
 
-from .choose import choose_variant
-from .files import storage_errors
-from .slots import Store
-from .trust import (
+from .agent.choose import choose_variant
+from .agent.files import storage_errors
+from .agent.store import Store
+from .agent.trust import (
     Answer,
     BundleAnswer,
     CheckBundle,
@@ -35,7 +36,9 @@ from .trust import (
     ImportFile,
     Refusal,
     Request,
+    check_floor,
     check_order,
+    check_ordered,
 )
 
 
@@ -64,14 +67,8 @@ def _bundle(request: CheckBundle) -> BundleAnswer:
     manifest_bytes = store.read(request.manifest, DEFAULT_LIMITS.manifest_bytes)
     signature = store.read(request.signature, DEFAULT_LIMITS.signature_bytes)
     manifest = verify_signature(manifest_bytes, signature, _verifiers(request.engineers))
-    ordered = (request.name, request.version, request.release)
-    if (manifest.name, manifest.version, manifest.release) != ordered:
-        raise SignatureError(
-            f"the fleet ordered {request.name} {request.version} (release {request.release}),"
-            f" and the bundle is {manifest.name} {manifest.version} (release {manifest.release})",
-            hint="Publish the bundle again and start a new rollout.",
-        )
-    _check_floor(manifest, request.floor)
+    check_ordered(manifest, request)
+    check_floor(manifest, request.floor)
     variant, reason = _choose(manifest, request.device)
     return BundleAnswer(
         name=manifest.name,
@@ -87,9 +84,11 @@ def _bundle(request: CheckBundle) -> BundleAnswer:
 def _file(request: ImportFile) -> BundleAnswer:
     store = Store(Path(request.store))
     with os.fdopen(request.fd, "rb") as stream, storage_errors("reading the bundle file"):
+        if stream.seekable():
+            stream.seek(0)  # Whoever opened it may have read from it.
         reader = BundleReader(stream)
         manifest = verify_signature(reader.manifest_bytes, reader.signature, _verifiers(request.engineers))
-        _check_floor(manifest, request.floors.get(manifest.name, 0))
+        check_floor(manifest, request.floors.get(manifest.name, 0))
         variant, reason = _choose(manifest, request.device)
         needed = manifest.blobs_for(manifest.variant(variant))
         missing = [ref for ref in needed if not store.has(ref.digest, ref.size)]
@@ -125,15 +124,6 @@ def _take(store: Store, ref: BlobRef, pieces: Iterator[bytes]) -> None:
         for piece in pieces:
             part.write(piece)
     store.adopt(ref.digest)
-
-
-def _check_floor(manifest: Manifest, floor: int) -> None:
-    if manifest.release < floor:
-        raise RollbackError(
-            f"{manifest.name} {manifest.version} is release {manifest.release},"
-            f" below the security floor {floor}",
-            hint="Sign it again with a higher release if it really shall come back.",
-        )
 
 
 def _choose(manifest: Manifest, device: Device) -> tuple[str, str]:
