@@ -31,6 +31,8 @@ class FleetConfig:
     password: str = field(repr=False)
     tls_ca: str = ""
     """PEM file of the broker's authority; empty means no TLS."""
+    reconnect_seconds: float = 120.0
+    """Longest pause between attempts to reach the broker; pauses begin short and are drawn at random."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,7 @@ def _fleet(table: _Table, device: str, insecure_dev: bool) -> FleetConfig:
         username=table.text("username", device),
         password=table.text("password"),
         tls_ca=table.text("tls_ca", ""),
+        reconnect_seconds=table.number("reconnect_seconds", 1, 86_400, 120.0),
     )
     table.finish()
     if not fleet.tls_ca and not _is_loopback(fleet.host) and not insecure_dev:

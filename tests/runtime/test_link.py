@@ -16,7 +16,6 @@ from tests.waiting import wait_until
 
 from skerry_contract.errors import ConfigError, SkerryError
 from skerry_contract.topics import Down, Up
-from skerry_runtime.agent import link as module
 from skerry_runtime.agent.link import Done, Identity, MqttLink
 from skerry_runtime.config import FleetConfig
 
@@ -41,11 +40,6 @@ class Ear:
         self.handle(done)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RECONNECT_SECONDS_MOST", 0.2)
-
-
 Make = Callable[..., MqttLink]
 
 
@@ -56,7 +50,9 @@ def make() -> Iterator[Make]:
     epochs = itertools.count(1)
 
     def link(port: int, ear: Ear, password: str = "any") -> MqttLink:
-        config = FleetConfig(host="127.0.0.1", port=port, username=DEVICE, password=password)
+        config = FleetConfig(
+            host="127.0.0.1", port=port, username=DEVICE, password=password, reconnect_seconds=0.2
+        )
         made.append(MqttLink(config, Identity(org=ORG, device=DEVICE), ear, lambda: next(epochs)))
         made[-1].start()
         return made[-1]

@@ -32,6 +32,7 @@ def render(site: Site, *, device: str, device_class: str, password: str) -> str:
             "username": device,
             "password": password,
             "tls_ca": site.tls_ca,
+            "reconnect_seconds": 120,
         },
         "trust": {"engineers": list(site.engineers), "director": site.director},
         "serve": {"socket": "", "http": "", "token": ""},

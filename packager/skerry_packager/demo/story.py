@@ -68,8 +68,8 @@ class Story:
         self.fleet_and_devices()
         self.first_version()
         self.second_version_while_one_is_away()
-        self.back_from_offline()
         self.version_that_does_not_fit()
+        self.back_from_offline()
         self.dark_camera()
         self.every_request()
 
@@ -228,13 +228,12 @@ class Story:
         self.wait(f"{away} has caught up with 2.0.0", lambda: away in self.running("2.0.0"), 60)
         self.wait("its buffer is empty", lambda: self.device_status(away)["outbox"]["waiting_rows"] <= 1, 60)
         lost = self.device_status(away)["outbox"]["lost"]
-        numbers = sorted(window["seq"] for window in self.fleet.windows(away))
-        complete = numbers == list(range(1, len(numbers) + 1))
-        there = f"windows 1 to {len(numbers)}, each once" if complete else f"windows {numbers}"
+        windows = self.fleet.windows(away)
+        there = f"{len(windows)} windows of it, each once" if _complete(windows) else f"{_numbers(windows)}"
         self.line(
             f"{away}, offline for {offline}, lost nothing",
-            f"{buffered} rows waited, {lost} were lost; the fleet has its {there}",
-            complete and buffered > 0 and not lost,
+            f"{buffered} rows waited, {lost} were lost; the fleet has {there}, none missing between",
+            _complete(windows) and buffered > 0 and not lost,
         )
         state = self.wait_rollout(self.rollout_2, "completed")["state"]
         self.line(
@@ -294,6 +293,7 @@ class Story:
             "port": str(port),
             "ram_mb": str(RAM_BUDGET_MB),
             "seconds": str(WINDOW_S),
+            "reconnect_seconds": "4",
         }
         text = self.config(device).read_text()
         for key, value in wanted.items():
@@ -433,6 +433,21 @@ def _choice(packed: dict[str, Any]) -> str:
     best, tried = _chosen(packed), packed["variants"]
     full = next(variant for variant in tried if variant["name"] == "fp32")
     return f"{best['name']} of {len(tried)} tried: {best['size']:,} bytes, fp32 has {full['size']:,}"
+
+
+def _numbers(windows: list[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """The numbers of the windows by version: a device counts on within what one worker process closes."""
+    found: dict[str, list[int]] = {}
+    for window in windows:
+        found.setdefault(window["version"], []).append(window["seq"])
+    return {version: sorted(numbers) for version, numbers in found.items()}
+
+
+def _complete(windows: list[Mapping[str, Any]]) -> bool:
+    return all(
+        numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        for numbers in _numbers(windows).values()
+    )
 
 
 def _sizes(rollout: Mapping[str, Any]) -> str:

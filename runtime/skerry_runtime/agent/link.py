@@ -30,7 +30,6 @@ from .log import get_logger
 
 KEEPALIVE_SECONDS: Final = 60
 CONNECT_SECONDS: Final = 10.0
-RECONNECT_SECONDS_MOST: Final = 120.0
 _MAX_QUEUED: Final = 256
 _BAD_CREDENTIALS: Final = frozenset({"Bad user name or password", "Not authorized"})
 _log = get_logger("link")
@@ -207,7 +206,7 @@ class MqttLink:
 
     def _delay_next_attempt(self) -> None:
         """Full jitter: anywhere below the exponential bound, so that a storm of devices spreads out."""
-        most = min(RECONNECT_SECONDS_MOST, 2.0 ** min(self._failures, 10))
+        most = min(self._config.reconnect_seconds, 2.0 ** min(self._failures, 10))
         delay = random.uniform(0.05, most)  # noqa: S311
         # paho takes fractions; its annotation says int.
         self._client.reconnect_delay_set(delay, delay)  # type: ignore[arg-type]
