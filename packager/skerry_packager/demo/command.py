@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -90,7 +91,9 @@ def demo(keep: bool, stop: Path | None, folder: Path | None, record: Path | None
     elif good and made:
         shutil.rmtree(place, ignore_errors=True)
     if record is not None:
-        record.write_text(console.export_svg(title="skerry demo"))
+        # Without rich's fonts, which a browser would fetch from another server.
+        picture = re.sub(r"@font-face \{[^}]*\}", "", console.export_svg(title="skerry demo"))
+        record.write_text(picture)
     sys.exit(0 if good else 1)
 
 

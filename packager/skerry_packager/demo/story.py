@@ -354,7 +354,7 @@ class Story:
     # --- telling and waiting ----------------------------------------------------------------------
 
     def act(self, title: str) -> None:
-        self.console.print(f"\n[bold cyan]{escape(title)}[/]")
+        self.console.print(f"\n[bold cyan]{escape(title)}[/]", highlight=False)
 
     def say(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/]  {escape(text)}", highlight=False)
@@ -369,7 +369,9 @@ class Story:
 
     def skerry(self, *arguments: str) -> dict[str, Any]:
         """Run a command as a person would, show it, return what it says in JSON."""
-        shown = " ".join(argument.replace(f"{self.folder}/", "") for argument in arguments)
+        shown = " ".join(
+            argument.replace(f"{self.folder}/", "").replace(str(self.folder), ".") for argument in arguments
+        )
         self.say(f"$ skerry {shown if len(shown) < 140 else shown[:137] + '...'}")
         return self.run([*_program("skerry"), *arguments, "--json"])
 
@@ -444,10 +446,8 @@ def _numbers(windows: list[Mapping[str, Any]]) -> dict[str, list[int]]:
 
 
 def _complete(windows: list[Mapping[str, Any]]) -> bool:
-    return all(
-        numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-        for numbers in _numbers(windows).values()
-    )
+    groups = _numbers(windows).values()
+    return all(numbers == list(range(numbers[0], numbers[0] + len(numbers))) for numbers in groups)
 
 
 def _sizes(rollout: Mapping[str, Any]) -> str:
