@@ -242,7 +242,8 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``dn/cmd``; dies by message expiry. Verbs: ``report``, ``close_windows``, ``roll_back``."""
+    """``dn/cmd``; dies by message expiry. Verbs: ``report``, ``close_windows``. Not signed, so a command
+    never changes what runs."""
 
     id: str
     verb: str

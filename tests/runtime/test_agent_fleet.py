@@ -266,12 +266,10 @@ def test_commands_are_obeyed_and_answered(
 
     assert command(1, "report").ok
     assert command(2, "close_windows").result == {"windows": 1}
-    refused = command(3, "roll_back")
-    assert refused.error is not None
-    assert refused.error.code == "not_found"
-    unknown = command(4, "dance")
-    assert unknown.error is not None
-    assert "report, close_windows, roll_back" in unknown.error.hint
+    for verb in ("roll_back", "dance"):
+        unknown = command(3 if verb == "dance" else 4, verb)
+        assert unknown.error is not None, "an unsigned message must not change what runs"
+        assert "report, close_windows." in unknown.error.hint
     late = command(5, "report", deadline=1)
     assert late.error is not None
     assert late.error.code == "bundle.expired"

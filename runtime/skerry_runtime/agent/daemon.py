@@ -472,6 +472,7 @@ class Daemon:
         self._report()
 
     def _on_command(self, command: Command) -> None:
+        """Commands are not signed, so none of them may change what runs: that takes a desired state."""
         result: Mapping[str, Any] = {}
         error: SkerryError | None = None
         try:
@@ -482,12 +483,10 @@ class Daemon:
                     self._report()
                 case "close_windows":
                     result = {"windows": self.close_windows()}
-                case "roll_back":
-                    result = self.roll_back(str(command.arguments.get("model", "")), "command of the fleet")
                 case verb:
                     raise InputError(
                         f"this version does not know the command {verb[:40]!r}",
-                        hint="Known: report, close_windows, roll_back.",
+                        hint="Known: report, close_windows.",
                     )
         except SkerryError as refusal:
             error = refusal
