@@ -133,14 +133,19 @@ def _addresses(story: Story, console: Console) -> None:
     console.print(f"  MQTT broker        mqtt://127.0.0.1:{story.broker_port}")
     for device in DEVICES:
         console.print(f"  {device:18} {story.folder / device / 'run' / 'skerry.sock'}")
-    console.print(f"\nTry:  skerry-runtime status --config {story.config(DEVICES[0])}")
-    variables = f"SKERRY_SERVER={story.server} SKERRY_TOKEN_FILE={story.folder}/fleet/admin.token"
-    console.print(f"      {variables} skerry devices list")
-    console.print(f"Stop: skerry demo --stop {story.folder}")
+    here = Path(sys.executable).parent
+    programs = os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
+    console.print("\n[bold]Try[/]")
+    console.print(f"  export SKERRY_SERVER={story.server} SKERRY_TOKEN_FILE={story.folder}/fleet/admin.token")
+    console.print(f"  {programs}/skerry devices list")
+    console.print(f"  {programs}/skerry rollout status")
+    console.print(f"  {programs}/skerry-runtime status --config {story.config(DEVICES[0])}")
+    console.print("\n[bold]Stop[/]")
+    console.print(f"  {programs}/skerry demo --stop {story.folder}")
 
 
 def _stop(folder: Path, console: Console) -> None:
     left = end_demo(folder)
     if left:
         raise click.ClickException(f"these processes would not end: {left}")
-    console.print(f"Nothing of the demo in {folder} is running any more.")
+    console.print(f"Nothing of the demo in {folder} is running any more; the folder may be removed.")
