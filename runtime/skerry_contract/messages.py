@@ -142,6 +142,7 @@ class Probation:
     """A new model is confirmed after both, within the budgets."""
 
     requests: Whole = 20
+    """Answered, counted together with the golden samples that the device runs beside the traffic."""
     seconds: Amount = 60.0
     max_error_rate: Amount = 0.05
 

@@ -125,6 +125,8 @@ class Health(Message, frozen=True, kw_only=True):
     in_flight: int
     canary_ok: bool
     """The last golden sample that ran beside the traffic was right."""
+    canaries: int = 0
+    """Golden samples that ran beside the traffic and were right, since the worker began."""
 
 
 AnyMessage = (

@@ -41,6 +41,12 @@ def test_one_of_the_two_is_not_enough(requests: int, now: float) -> None:
     assert TRIAL.observe(health(requests=requests)).verdict(now) is Verdict.HOLD
 
 
+def test_a_device_that_nobody_asks_confirms_by_its_golden_samples() -> None:
+    idle = TRIAL.observe(health(requests=0, canaries=19))
+    assert idle.verdict(5000.0) is Verdict.HOLD
+    assert TRIAL.observe(health(requests=2, canaries=18)).verdict(5000.0) is Verdict.HEALTHY
+
+
 def test_one_report_over_the_memory_budget_condemns() -> None:
     trial = TRIAL.observe(health(rss_bytes=101 * MIB))
     assert trial.verdict(1001.0) is Verdict.CONDEMNED

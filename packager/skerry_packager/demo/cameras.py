@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .processes import PLAN
+
 FRAMES = 12
 """Images in one request."""
 PERIOD_S = 0.08
@@ -125,7 +127,7 @@ def _ask(connection: UnixConnection, images: npt.NDArray[Any]) -> tuple[str, npt
 
 def main(folder: Path) -> None:
     """Run all cameras of the demo until the process is ended."""
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = json.loads((folder / PLAN).read_text())
     live = np.load(folder / "live.npz")
     cameras = [Camera(folder, device, sock, live["image"], live["labels"]) for device, sock in plan.items()]
     for camera in cameras:

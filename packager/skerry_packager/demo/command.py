@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from skerry_contract.errors import SkerryError, UnavailableError
+from skerry_contract.errors import InputError, SkerryError, UnavailableError
 
-from .processes import end_demo
+from .processes import PLAN, end_demo
 
 if TYPE_CHECKING:
     from .story import Line, Story
@@ -84,7 +84,9 @@ def demo(keep: bool, stop: Path | None, folder: Path | None, record: Path | None
         )
     console.print(_table(story.lines))
     if broken:
-        console.print(f"[bold red]The story broke off:[/] {escape(broken)}\nThe logs are in {place}")
+        console.print(f"[bold red]The story broke off:[/] {escape(broken)}")
+    if not good:
+        console.print(f"The logs are in {place}")
     console.print(f"[dim]{time.monotonic() - story.began:.0f} s[/]")
     if kept:
         _addresses(story, console)
@@ -145,6 +147,8 @@ def _addresses(story: Story, console: Console) -> None:
 
 
 def _stop(folder: Path, console: Console) -> None:
+    if not (folder / PLAN).exists():
+        raise InputError(f"{folder} is not the folder of a demo", hint="'skerry demo --keep' printed it.")
     left = end_demo(folder)
     if left:
         raise click.ClickException(f"these processes would not end: {left}")

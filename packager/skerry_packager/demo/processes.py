@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+PLAN = "plan.json"
+"""File of a demo's folder: the devices and their sockets."""
 MARK = "SKERRY_DEMO_FOLDER"
 """Every process of a demo, and whatever it starts, carries its folder in this variable."""
 

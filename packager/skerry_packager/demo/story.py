@@ -22,7 +22,7 @@ from skerry_contract.limits import MIB
 
 from ..fleet_client import FleetClient
 from . import digits
-from .processes import Processes, free_ports
+from .processes import PLAN, Processes, free_ports
 
 DEVICES = ("door-1", "door-2", "gate-1", "gate-2", "yard-1")
 RAM_BUDGET_MB = 128
@@ -103,7 +103,7 @@ class Story:
             )
         self.wait("five devices are online", lambda: self.online() == set(DEVICES))
         sockets = {device: str(self.folder / device / "run" / "skerry.sock") for device in DEVICES}
-        (self.folder / "plan.json").write_text(json.dumps(sockets))
+        (self.folder / PLAN).write_text(json.dumps(sockets))
         self.light()
         self.processes.start(
             "cameras", [sys.executable, "-m", "skerry_packager.demo.cameras", str(self.folder)]

@@ -1,6 +1,7 @@
 """Is the new model good here? Pure: reports of the worker in, a verdict with an error code out.
 
-A model is confirmed after enough requests *and* enough time, and condemned at the first proof against it.
+A model is confirmed after enough requests *and* enough time, and condemned at the first proof against it. The
+golden samples that run beside the traffic count as requests: a device that nobody asks confirms too, later.
 Memory is exact, so one report over the budget is proof; latency and errors are noisy, so they need several.
 """
 
@@ -41,6 +42,7 @@ class Trial:
     began: float
     """Seconds since boot."""
     requests: int = 0
+    canaries: int = 0
     failures: int = 0
     slow_reports: int = 0
     peak_rss_bytes: int = 0
@@ -53,6 +55,7 @@ class Trial:
         grown = replace(
             self,
             requests=health.requests,
+            canaries=health.canaries,
             failures=health.failures,
             slow_reports=self.slow_reports + 1 if slow else 0,
             peak_rss_bytes=max(self.peak_rss_bytes, health.rss_bytes),
@@ -63,7 +66,8 @@ class Trial:
         """``now`` in seconds since boot."""
         if self.error is not None:
             return Verdict.CONDEMNED
-        if self.requests >= self.probation.requests and now - self.began >= self.probation.seconds:
+        answered = self.requests + self.canaries
+        if answered >= self.probation.requests and now - self.began >= self.probation.seconds:
             return Verdict.HEALTHY
         return Verdict.HOLD
 

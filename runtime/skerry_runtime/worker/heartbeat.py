@@ -41,6 +41,7 @@ class Heartbeat:
         self._stopping = threading.Event()
         self._sending = threading.Lock()
         self._canary_ok = True
+        self._canaries = 0
 
     def start(self) -> None:
         for loop in (self._watch, self._canary):
@@ -82,12 +83,14 @@ class Heartbeat:
             rss_bytes=rss_bytes,
             in_flight=self._server.in_flight,
             canary_ok=self._canary_ok,
+            canaries=self._canaries,
         )
 
     def _canary(self) -> None:
         index = 0
         while not self._stopping.wait(self._limits.canary_s):
             self._canary_ok = self._inference.canary(index)
+            self._canaries += self._canary_ok
             index += 1
 
     def _end_hung(self) -> None:
