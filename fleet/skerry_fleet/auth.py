@@ -91,7 +91,8 @@ class RequireToken:
                 401,
                 "access",
                 "the token is missing or wrong",
-                "Send 'Authorization: Bearer <token>' with the token in admin.token of the data folder.",
+                "Name admin.token of the server's data folder with --token-file or SKERRY_TOKEN_FILE "
+                "(API: send 'Authorization: Bearer TOKEN').",
                 {"WWW-Authenticate": "Bearer"},
             )
             await refusal(scope, receive, send)

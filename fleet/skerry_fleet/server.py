@@ -29,6 +29,7 @@ from skerry_contract.errors import ConflictError, StorageError, UnavailableError
 from .app import create_app
 from .blocks import BlockServer
 from .broker import Broker, Listen, free_port
+from .devices import sightings
 from .drift.service import DriftService
 from .mosquitto import SERVER_USER
 from .mqtt import Link
@@ -154,6 +155,7 @@ def _start(
         references=references,
         blocks=blocks.submit,
         committed=drift.wake,
+        seen=services.sightings.note,
     )
     link.start(ingest.deliver)
     running.callback(link.stop)
@@ -166,7 +168,8 @@ def _start(
     outbox = Ticker("outbox", _OUTBOX_S, lambda: _drop(drain(services.devices, link.retain)))
     services.devices.outbox_observers.append(outbox.wake)
     pruner = Ticker("retention", _PRUNE_S, lambda: _drop(services.days.prune()))
-    for ticker in (outbox, pruner):
+    seen = Ticker("sightings", sightings.INTERVAL_S, services.sightings.write)
+    for ticker in (outbox, pruner, seen):
         ticker.start()
         running.callback(ticker.stop)
 

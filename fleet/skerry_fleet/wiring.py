@@ -16,6 +16,7 @@ from .clock import Clock, SystemClock
 from .db import Database
 from .devices.config_toml import Site
 from .devices.service import DeviceService
+from .devices.sightings import Sightings
 from .director import Director
 from .governance.service import Journal
 from .models import repository as models_repository
@@ -45,6 +46,7 @@ class Services:
     tokens: Tokens
     journal: Journal
     devices: DeviceService
+    sightings: Sightings
     models: ModelService
     rollouts: RolloutService
     engine: RolloutEngine
@@ -114,6 +116,7 @@ def build_services(settings: Settings, *, clock: Clock | None = None) -> Service
         tokens=tokens,
         journal=journal,
         devices=devices,
+        sightings=Sightings(db, clock),
         models=models,
         rollouts=rollouts,
         engine=engine,

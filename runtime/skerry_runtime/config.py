@@ -292,7 +292,7 @@ def _telemetry(table: _Table) -> int:
 
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ConfigError(f"serve.http is {text!r}", hint="Write host:port, such as 127.0.0.1:8500.")
     return host.strip("[]"), int(port)
 

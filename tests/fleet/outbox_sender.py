@@ -111,6 +111,7 @@ class Receiver:
             references=References(services.db, services.models),
             blocks=lambda device, payload: None,
             committed=self._wake,
+            seen=services.sightings.note,
         )
         return self.ingest
 

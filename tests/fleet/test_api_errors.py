@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -49,6 +50,29 @@ def test_every_error_is_a_problem_document(
     assert (answer.status_code, told["status"], told["code"]) == (status, status, code)
     assert told["type"] == f"urn:skerry:error:{code}"
     assert told["detail"]
+
+
+def test_hints_name_the_command_and_the_call(fleet: Fleet) -> None:
+    fleet.publish("1.0.0", 1)
+
+    def hint(method: str, path: str, **options: Any) -> str:
+        return str(fleet.client.request(method, path, **options).json()["hint"])
+
+    rollout = {"model": "digits", "version": "1.0.0"}
+    assert "'skerry devices add'" in hint("POST", "/v1/rollouts", json=rollout)
+    fleet.enrol("pi-1")
+    assert "'skerry devices list'" in hint("GET", "/v1/devices/pi-9")
+    assert "'skerry devices remove pi-1'" in hint("POST", "/v1/devices", json={"id": "pi-1"})
+    nothing = hint("POST", "/v1/rollouts", json={"model": "cats", "version": "1.0.0"})
+    assert ("'skerry models list'" in nothing, "GET /v1/models" in nothing) == (True, True)
+    unknown = hint("POST", "/v1/rollouts", json={"model": "digits", "version": "9.0.0"})
+    assert ("'skerry models list'" in unknown, "/v1/models/digits/versions" in unknown) == (True, True)
+    started = fleet.client.post("/v1/rollouts", json=rollout).json()["id"]
+    assert f"'skerry rollout abort {started}'" in hint("POST", "/v1/rollouts", json=rollout)
+    assert "'skerry rollout status'" in hint("GET", "/v1/rollouts/r0")
+    assert "'skerry alerts list'" in hint("POST", "/v1/alerts/99/acknowledge")
+    unsigned = hint("GET", "/v1/devices", headers={"Authorization": ""})
+    assert ("--token-file" in unsigned, "Authorization: Bearer" in unsigned) == (True, True)
 
 
 @pytest.mark.parametrize(

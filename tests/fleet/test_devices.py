@@ -46,6 +46,21 @@ def test_enrolment_answers_with_a_complete_configuration(fleet: Fleet) -> None:
     assert set(config) >= {"serve", "budgets", "windows", "telemetry"}
 
 
+def test_a_device_may_keep_its_data_elsewhere(fleet: Fleet) -> None:
+    folder = '/srv/Messger\u00e4te/edge "1"'
+    config = tomllib.loads(str(enrol(fleet, id="pi-7", data_dir=folder)["config_toml"]))
+    assert config["data_dir"] == folder
+
+
+@pytest.mark.parametrize(
+    "folder", ["", "var/lib", "~/skerry", "/a\nb", "/a\x00", "/a\x7f", "/a\u2028b", "/" + "x" * 1000]
+)
+def test_a_data_folder_that_cannot_be_used_is_refused(fleet: Fleet, folder: str) -> None:
+    answer = fleet.client.post("/v1/devices", json={"id": "pi-7", "data_dir": folder})
+    assert (answer.status_code, answer.json()["code"]) == (422, "input")
+    assert fleet.client.get("/v1/devices/pi-7").status_code == 404
+
+
 def test_of_a_password_only_a_hash_is_kept(fleet: Fleet) -> None:
     password = tomllib.loads(str(enrol(fleet, id="pi-7")["config_toml"]))["fleet"]["password"]
     hashed = fleet.services.devices.credentials()["pi-7"]

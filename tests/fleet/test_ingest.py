@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tests import builders
@@ -133,6 +134,58 @@ def test_a_server_clock_that_goes_back_doubles_nothing(receiver: Receiver, outbo
     receiver.restarted()
     receiver.take(*messages)
     assert receiver.stored() == [1, 2]
+
+
+# --- last seen ---
+
+
+def last_seen(fleet: Fleet, device: str) -> int | None:
+    seen: int | None = fleet.client.get(f"/v1/devices/{device}").json()["device"]["last_seen_ms"]
+    return seen
+
+
+def test_windows_and_events_move_when_a_device_was_last_seen(receiver: Receiver, outbox: Outbox) -> None:
+    fleet = receiver.fleet
+    for message in (outbox.telemetry(), outbox.events("update.staged")):
+        fleet.clock.sleep(60)
+        receiver.take(message)
+        fleet.clock.sleep(5)
+        fleet.services.sightings.write()
+        assert last_seen(fleet, "pi-1") == fleet.clock.ms - 5_000
+    assert last_seen(fleet, "pi-2") is None
+
+
+def test_a_sighting_never_goes_back_behind_a_report(receiver: Receiver, outbox: Outbox) -> None:
+    fleet = receiver.fleet
+    receiver.take(outbox.telemetry())
+    fleet.clock.sleep(5)
+    fleet.services.devices.record_report("pi-1", UpdateReport(revision=0, epoch=1, models={}))
+    fleet.services.sightings.write()
+    assert last_seen(fleet, "pi-1") == fleet.clock.ms
+
+
+def test_sightings_are_written_in_one_transaction_and_none_without_news(
+    receiver: Receiver, bundle: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = receiver.fleet
+    write = Mock(wraps=fleet.services.db.write)
+    senders = [Outbox("pi-1", bundle), Outbox("pi-2", bundle)]
+    for _ in range(3):
+        receiver.take(*[sender.telemetry() for sender in senders])
+    monkeypatch.setattr(fleet.services.db, "write", write)
+    fleet.services.sightings.write()
+    fleet.services.sightings.write()
+    assert write.call_count == 1
+    assert last_seen(fleet, "pi-1") == last_seen(fleet, "pi-2") == fleet.clock.ms
+
+
+def test_a_removed_device_is_not_seen_again(receiver: Receiver, outbox: Outbox) -> None:
+    fleet = receiver.fleet
+    receiver.take(outbox.telemetry())
+    fleet.client.delete("/v1/devices/pi-1")
+    fleet.services.sightings.write()
+    fleet.client.post("/v1/devices", json={"id": "pi-1"})
+    assert last_seen(fleet, "pi-1") is None
 
 
 # --- in order ---

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from skerry_contract.errors import ConflictError, InputError
 from skerry_contract.messages import Phase
-from skerry_fleet.rollouts.policy import Gate, Member, bucket, failure_rate_bound, judge, overdue, plan_waves
+from skerry_fleet.rollouts.policy import (
+    Gate,
+    Member,
+    bucket,
+    failure_rate_bound,
+    judge,
+    overdue,
+    plan_waves,
+    tell_counts,
+    tell_passed,
+)
 from skerry_fleet.rollouts.states import (
     FAILED,
     FINAL,
@@ -25,12 +35,15 @@ from skerry_fleet.rollouts.states import (
 DEVICES = [f"pi-{number}" for number in range(10)]
 
 
-def member(device: str, step: Step, *, reachable: bool = True, error: str = "") -> Member:
-    return Member(device=device, step=step, reachable=reachable, error=error)
+def member(
+    device: str, step: Step, *, reachable: bool = True, online: bool = True, error: str = ""
+) -> Member:
+    return Member(device=device, step=step, reachable=reachable, online=reachable and online, error=error)
 
 
 def verdict(*wave: Member, earlier: tuple[Member, ...] = (), max_failures: int = 0) -> tuple[Gate, str]:
     found = judge(number=1, waves=3, wave=wave, earlier=earlier, max_failures=max_failures)
+    assert all(reason.endswith(".") and not reason.endswith("..") for reason in found.reasons), found.reasons
     return found.gate, " ".join(found.reasons)
 
 
@@ -93,7 +106,7 @@ def test_a_gate_passes_when_everybody_confirmed_and_says_what_that_proves() -> N
     gate, why = verdict(*[member(f"pi-{n}", Step.CONFIRMED) for n in range(5)])
     assert gate is Gate.PASS
     assert "5 of 5 devices confirmed" in why
-    assert "0 failures in 5 bounds the failure rate at 45% (95%)" in why
+    assert "0 failures in 5 devices: with 95% confidence, fewer than 45% of devices fail." in why
 
 
 @pytest.mark.parametrize("step", [*sorted(IN_FLIGHT), Step.PENDING])
@@ -118,7 +131,7 @@ def test_allowed_failures_let_a_gate_pass_with_a_wider_bound() -> None:
     wave = [member("pi-0", Step.ROLLED_BACK), *[member(f"pi-{n}", Step.CONFIRMED) for n in range(1, 30)]]
     gate, why = verdict(*wave, max_failures=1)
     assert gate is Gate.PASS
-    assert "1 failure in 30 bounds the failure rate at 15% (95%)" in why
+    assert "1 failure in 30 devices: with 95% confidence, fewer than 15% of devices fail." in why
 
 
 def test_a_late_failure_in_an_earlier_wave_counts() -> None:
@@ -130,13 +143,24 @@ def test_who_was_offline_before_the_offer_is_unknown_and_nobody_waits_for_it() -
     gate, why = verdict(member("pi-1", Step.CONFIRMED), member("pi-2", Step.OFFERED, reachable=False))
     assert gate is Gate.PASS
     assert "unknown: pi-2" in why
-    assert "0 failures in 1" in why
+    assert "0 failures in 1 device: with 95% confidence, fewer than 95% of devices fail." in why
 
 
 def test_a_wave_of_unknowns_proves_nothing() -> None:
     gate, why = verdict(member("pi-1", Step.OFFERED, reachable=False))
     assert gate is Gate.HOLD
     assert "proves nothing" in why
+
+
+def test_who_is_online_on_probation_waits_and_the_reason_says_for_what() -> None:
+    gate, why = verdict(member("door-1", Step.PROBATION))
+    assert gate is Gate.HOLD
+    assert "door-1 is on probation: it waits for requests or for its time." in why
+    gate, why = verdict(member("pi-1", Step.PROBATION), member("pi-2", Step.PROBATION))
+    assert "pi-1, pi-2 are on probation: they wait for requests or for their time." in why
+    gate, why = verdict(member("pi-1", Step.PROBATION, online=False), member("pi-2", Step.VERIFYING))
+    assert (gate, "on probation" in why) == (Gate.HOLD, False)
+    assert "Still at it: pi-1 (probation), pi-2 (verifying)." in why
 
 
 def test_a_wave_in_which_nobody_succeeded_does_not_pass() -> None:
@@ -167,6 +191,39 @@ def test_the_bound_lies_above_what_was_seen_and_falls_with_evidence(n: int, data
     assert failure_rate_bound(failures, n + 50) <= bound
 
 
+# --- after the gate ---
+
+
+def told(*wave: Member) -> str:
+    return " ".join(tell_passed(number=1, waves=1, wave=wave, earlier=(), max_failures=0))
+
+
+def test_a_passed_wave_is_told_as_it_is_now() -> None:
+    assert told(member("door-1", Step.CONFIRMED)).startswith(
+        "Wave 1 of 1: 1 of 1 device confirmed. 0 failures"
+    )
+    left = told(member("door-1", Step.ROLLED_BACK, error="engine: it crashed"))
+    assert left == (
+        "Wave 1 of 1: 0 of 1 device confirmed. door-1 rolled back (engine: it crashed). "
+        "1 failure: more than the 0 allowed. It had passed its gate before that."
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        (
+            {"confirmed": 4, "rolled_back": 1},
+            "4 of 5 devices confirmed, 1 rolled back. 1 failure in 5 devices:",
+        ),
+        ({"confirmed": 1, "offered": 2}, "1 of 3 devices confirmed, 2 offered. 0 failures in 1 device:"),
+        ({"rolled_back": 1}, "0 of 1 device confirmed, 1 rolled back."),
+    ],
+)
+def test_a_rollout_is_counted_in_words(counts: dict[str, int], sentence: str) -> None:
+    assert tell_counts(counts).startswith(sentence)
+
+
 # --- silence ---
 
 
@@ -187,7 +244,31 @@ def test_silence(was_online: bool, online: bool, progress: int, since: int, late
         was_online=was_online,
         online=online,
         progress_ms=progress,
-        online_since_ms=since,
+        presence_ms=since,
+        deadline_ms=50,
+        now_ms=101,
+    )
+
+
+@pytest.mark.parametrize(
+    ("was_online", "online", "since", "late"),
+    [
+        (True, True, 0, False),  # it waits, however long
+        (False, True, 5, False),
+        (True, False, 5, True),  # it went away and stays away
+        (True, False, 95, False),  # it has just gone away
+        (False, False, 5, False),  # it was away before the offer
+    ],
+)
+def test_probation_is_silence_only_without_a_connection(
+    was_online: bool, online: bool, since: int, late: bool
+) -> None:
+    assert late is overdue(
+        step=Step.PROBATION,
+        was_online=was_online,
+        online=online,
+        progress_ms=0,
+        presence_ms=since,
         deadline_ms=50,
         now_ms=101,
     )
@@ -221,7 +302,9 @@ def test_the_newest_phase_counts_and_an_end_is_an_end() -> None:
     # A device that starts its download again is not confirmed by it.
     assert step_after(Step.PROBATION, Phase.DOWNLOADING) is Step.DOWNLOADING
     assert step_after(Step.TIMED_OUT, Phase.CONFIRMED) is Step.CONFIRMED
-    assert step_after(Step.CONFIRMED, Phase.ROLLED_BACK) is Step.ROLLED_BACK
+    for failure in (Phase.ROLLED_BACK, Phase.REJECTED):
+        assert step_after(Step.CONFIRMED, failure) is Step(failure)
+    assert step_after(Step.CONFIRMED, Phase.PROBATION) is Step.CONFIRMED
     for end in (Step.ROLLED_BACK, Step.REJECTED, Step.WITHDRAWN, Step.PENDING):
         assert end not in FOLLOWS
         assert step_after(end, Phase.CONFIRMED) is end

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import builders
@@ -285,6 +286,8 @@ def test_kills_of_server_and_broker_lose_nothing_and_double_nothing(
                     break
                 cursor = {"cursor": page["next"]}
         assert sorted(stored) == list(range(1, 601))
+        # The device never said hello, it only sent windows.
+        wait_until(lambda: _device(server)["last_seen_ms"] is not None, "the device was seen", 15)
     finally:
         stop.set()
         thread.join()
@@ -303,9 +306,14 @@ def _hello() -> Hello:
     )
 
 
-def _presence(server: Server) -> str:
+def _device(server: Server) -> dict[str, Any]:
     with server.client as client:
-        return str(client.get("/v1/devices/pi-1").json()["device"]["presence"])
+        told: dict[str, Any] = client.get("/v1/devices/pi-1").json()["device"]
+        return told
+
+
+def _presence(server: Server) -> str:
+    return str(_device(server)["presence"])
 
 
 def _is_let_in(server: Server, password: str) -> bool:
@@ -314,3 +322,27 @@ def _is_let_in(server: Server, password: str) -> bool:
             return peer.refused is None
     except OSError:
         return False
+
+
+@pytest.mark.attack
+def test_requests_for_blocks_cannot_stop_the_ingest(server: Server) -> None:
+    """The broker gives the server at most a thousand messages that it has not acknowledged."""
+    password = server.enrol("pi-1")
+    request = BlockRequest(transfer=1, digest=digest_of(b"nothing"), offset=0, block=1, count=1)
+    with Peer(server.broker_port, "pi-1", password, client_id="pi-1") as device:
+        for _ in range(1100):
+            device.client.publish(TOPIC.format("up/blk"), encode(request), qos=1)
+        hello = Hello(
+            protocol=1,
+            boot="b" * 32,
+            epoch=1,
+            agent_version="0.1.0",
+            hardware=Hardware(arch="aarch64", cores=4, ram_bytes=1 << 30),
+            engines=(),
+            desired_revision=0,
+        )
+        device.publish(TOPIC.format("up/hello"), encode(hello))
+        with server.client as client:
+            wait_until(
+                lambda: client.get("/v1/devices/pi-1").json()["device"]["agent_version"], "the hello is heard"
+            )

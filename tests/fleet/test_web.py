@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from tests.fleet.fleet_harness import Fleet
 
-from skerry_contract.messages import Phase, Severity
+from skerry_contract.messages import ErrorReport, Phase, Severity
 from skerry_fleet.alerts.service import AlertKind
 from skerry_fleet.web.overview import gather
 
@@ -83,6 +83,27 @@ def test_it_shows_health_desired_against_reported_and_why_a_gate_decided(fleet: 
         "The rollout of digits 2.0.0 was halted at wave 1",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_a_device_that_left_a_completed_rollout_is_seen_with_its_reason(fleet: Fleet) -> None:
+    bad = fleet.publish("2.0.0", 2)
+    (door,) = fleet.enrol("door-1")
+    fleet.settle(fleet.roll_out("2.0.0", waves=[1]))
+    assert gather(fleet.services).rollouts[0].chip.tone == "good"
+    door.active = None
+    error = ErrorReport(code="engine", message="the worker crashed 3 times")
+    door.say(Phase.ROLLED_BACK, bad, "2.0.0", error=error)
+    shown = gather(fleet.services)
+    (rollout,) = shown.rollouts
+    assert (rollout.chip.text, rollout.chip.tone, rollout.confirmed) == ("completed", "warn", 0)
+    (wave,) = rollout.waves
+    assert (wave.chip.text, wave.chip.tone) == ("PASS", "warn")
+    assert [(dot.text, dot.tone) for dot in wave.dots] == [
+        ("door-1: rolled back (engine: the worker crashed 3 times)", "bad")
+    ]
+    text = overview(fleet).text
+    assert "door-1 rolled back (engine: the worker crashed 3 times)." in text
+    assert "door-1 rolled digits 2.0.0 back after its rollout had completed" in text
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(fleet: Fleet) -> None:

@@ -29,6 +29,11 @@ class AlertKind(StrEnum):
     DRIFT = "drift"
     """Inputs or predictions left the reference that the bundle carries."""
     ROLLOUT_HALTED = "rollout.halted"
+    DEVICE_STUCK = "device.stuck"
+    """A device failed at a version and at what it was set back to. Over when it confirms one in a rollout."""
+    DEVICE_LEFT = "device.left"
+    """A device rolled a version back, or rejected it, after the rollout had completed. Over when the device
+    confirms a version in a rollout again."""
 
 
 _RANK: Final = {severity: rank for rank, severity in enumerate(Severity)}
@@ -96,7 +101,10 @@ class AlertService:
         with self._db.write() as db:
             known = repository.by_id(db, alert_id)
             if known is None:
-                raise NotFoundError(f"there is no alert {alert_id}", hint="'GET /v1/alerts' lists them.")
+                raise NotFoundError(
+                    f"there is no alert {alert_id}",
+                    hint="'skerry alerts list' shows them (API: GET /v1/alerts).",
+                )
             if known.acknowledged_ms is None:
                 now = self._clock.now_ms()
                 repository.change(db, alert_id, {"acknowledged_ms": now, "acknowledged_by": actor})

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+from skerry_contract.errors import InputError
+
+DATA_DIR: Final = "/var/lib/skerry"
+_MOST: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +30,19 @@ class Site:
     window_rows: int
 
 
-def render(site: Site, *, device: str, device_class: str, password: str) -> str:
+def check_data_dir(path: str) -> None:
+    """Raises `InputError`: a device cannot be told to keep its data there."""
+    # Control and other invisible characters, halves of surrogate pairs, separators of lines.
+    kinds = {unicodedata.category(character) for character in path}
+    visible = not any(kind.startswith("C") or kind in ("Zl", "Zp") for kind in kinds)
+    if not path.startswith("/") or not visible or len(path) > _MOST:
+        raise InputError(
+            f"{path[:80]!r} cannot be the data folder of a device",
+            hint=f"Give an absolute path on the device of at most {_MOST} characters, such as {DATA_DIR}.",
+        )
+
+
+def render(site: Site, *, device: str, device_class: str, password: str, data_dir: str = DATA_DIR) -> str:
     """Every option is written out, also where it has its default, so that the file explains itself."""
     sections: Mapping[str, Mapping[str, object]] = {
         "fleet": {
@@ -40,7 +59,7 @@ def render(site: Site, *, device: str, device_class: str, password: str) -> str:
         "windows": {"seconds": site.window_seconds, "rows": site.window_rows},
         "telemetry": {"buffer_mb": 64},
     }
-    top = {"device": device, "org": site.org, "data_dir": "/var/lib/skerry", "device_class": device_class}
+    top = {"device": device, "org": site.org, "data_dir": data_dir, "device_class": device_class}
     lines = [_line(name, value) for name, value in top.items()]
     for section, options in sections.items():
         lines += ["", f"[{section}]", *(_line(name, value) for name, value in options.items())]

@@ -100,6 +100,14 @@ def offer_of(row: sa.RowMapping | None) -> dict[str, Any] | None:
     )
 
 
+def mark_failed(db: sa.Connection, device_id: str, model: str) -> None:
+    """Remember that what was desired before failed on this device: it must not be desired again by itself."""
+    row = current(db, device_id, model)
+    if row is not None and row["before"] is not None:
+        where = (desired_model.c.device == device_id) & (desired_model.c.model == model)
+        db.execute(desired_model.update().where(where).values(before={**row["before"], "failed": True}))
+
+
 def is_quarantined(db: sa.Connection, digest: str) -> bool:
     query = sa.select(version.c.quarantined_ms).where(version.c.digest == digest)
     return db.execute(query).scalar() is not None

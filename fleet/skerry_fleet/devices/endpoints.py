@@ -12,6 +12,7 @@ from skerry_contract.errors import InputError
 
 from ..cursors import Page
 from ..dependencies import Actor, Cursor, Limit, ServicesDep
+from .config_toml import DATA_DIR
 from .views import DeviceDetail, DeviceView, Enrolled, PlacementView
 
 router = APIRouter(prefix="/v1", tags=["devices"])
@@ -25,12 +26,14 @@ class EnrolRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     device_class: str = ""
     """Name of a device profile, optional."""
+    data_dir: str = DATA_DIR
+    """Where the device will keep its data: an absolute path without control characters."""
 
 
 @router.post("/devices", status_code=201)
 def enrol(body: EnrolRequest, services: ServicesDep, actor: Actor) -> Enrolled:
     """Enrol a device. The answer holds its configuration with its password, which is shown this once."""
-    return services.devices.enrol(body.id, body.labels, body.device_class, actor)
+    return services.devices.enrol(body.id, body.labels, body.device_class, actor, data_dir=body.data_dir)
 
 
 @router.get("/devices")

@@ -79,6 +79,17 @@ def note_revision(db: sa.Connection, device_id: str, revision: int) -> None:
     db.execute(device.update().where(device.c.id == device_id).values(reported_revision=revision))
 
 
+def note_seen(db: sa.Connection, seen: Mapping[str, int]) -> None:
+    """Devices, and when each was last heard of (milliseconds since 1970); never goes back."""
+    at = sa.bindparam("at_ms", type_=sa.BigInteger)
+    earlier = sa.or_(device.c.last_seen_ms.is_(None), device.c.last_seen_ms < at)
+    query = device.update().where(
+        device.c.id == sa.bindparam("device_id"), device.c.removed_ms.is_(None), earlier
+    )
+    rows = [{"device_id": device_id, "at_ms": at_ms} for device_id, at_ms in seen.items()]
+    db.execute(query.values(last_seen_ms=at), rows)
+
+
 def labels_of(db: sa.Connection, device_ids: Collection[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {device_id: {} for device_id in device_ids}
     for item in db.execute(sa.select(device_label).where(device_label.c.device.in_(device_ids))):

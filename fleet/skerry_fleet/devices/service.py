@@ -80,14 +80,24 @@ class DeviceService:
 
     # --- enrolment ---
 
-    def enrol(self, device_id: str, labels: Mapping[str, str], device_class: str, actor: str) -> Enrolled:
-        """A new device with its credential, of which only a hash is kept.
+    def enrol(
+        self,
+        device_id: str,
+        labels: Mapping[str, str],
+        device_class: str,
+        actor: str,
+        *,
+        data_dir: str = config_toml.DATA_DIR,
+    ) -> Enrolled:
+        """A new device with its credential, of which only a hash is kept. ``data_dir`` is where the device
+        will keep its data; it goes into the configuration.
 
         Raises:
-            InputError: the identifier, the class or a label cannot be used.
+            InputError: the identifier, the class, a label or the folder cannot be used.
             ConflictError: the device exists, or no engineer is trusted yet.
         """
         _check_names(device_id, labels, device_class)
+        config_toml.check_data_dir(data_dir)
         if not self._site.engineers:
             raise ConflictError(
                 "the server trusts no engineer's key, so a device would trust none",
@@ -99,7 +109,9 @@ class DeviceService:
         with self._db.write() as db:
             if repository.exists(db, device_id):
                 raise ConflictError(
-                    f"the device {device_id} exists", hint="Remove it first to enrol it anew."
+                    f"the device {device_id} exists",
+                    hint=f"To enrol it anew, remove it first: 'skerry devices remove {device_id}' "
+                    f"(API: DELETE /v1/devices/{device_id}).",
                 )
             repository.add(
                 db, device_id, device_class=device_class, labels=labels, password_hash=hashed, at_ms=now
@@ -112,7 +124,9 @@ class DeviceService:
                 {"labels": dict(labels), "class": device_class},
             )
         _notify(self.credential_observers)
-        toml = config_toml.render(self._site, device=device_id, device_class=device_class, password=password)
+        toml = config_toml.render(
+            self._site, device=device_id, device_class=device_class, password=password, data_dir=data_dir
+        )
         return Enrolled(id=device_id, device_class=device_class, labels=dict(labels), config_toml=toml)
 
     def remove(self, device_id: str, actor: str) -> None:
@@ -338,6 +352,13 @@ class DeviceService:
         elif seen < newest:
             desired.queue_again(db, device_id, self._clock.now_ms())
 
+    def is_stuck(self, db: sa.Connection, device_id: str, model: str, told: ModelReport) -> bool:
+        """Whether a device gave up what it was set back to after a failure: going on would go in circles."""
+        if told.phase not in _FAILED or told.target is None:
+            return False
+        row = desired.current(db, device_id, model)
+        return row is not None and row["digest"] == told.target and bool((row["before"] or {}).get("failed"))
+
     def _answer_failure(
         self, db: sa.Connection, device_id: str, model: str, told: ModelReport, revision: int
     ) -> None:
@@ -348,7 +369,10 @@ class DeviceService:
         row = desired.current(db, device_id, model)
         if row is None or row["digest"] != told.target or revision < row["revision"]:
             return
+        if self.is_stuck(db, device_id, model, told):
+            return
         previous = self.set_back(db, device_id, model, told.target)
+        desired.mark_failed(db, device_id, model)
         self._journal.event(
             db,
             device_id,
@@ -411,7 +435,10 @@ def _check_names(device_id: str, labels: Mapping[str, str], device_class: str) -
 
 
 def _no_device(device_id: str) -> NotFoundError:
-    return NotFoundError(f"there is no device {device_id[:80]!r}", hint="'GET /v1/devices' lists them.")
+    return NotFoundError(
+        f"there is no device {device_id[:80]!r}",
+        hint="'skerry devices list' shows them (API: GET /v1/devices).",
+    )
 
 
 def _notify(observers: Sequence[Callable[[], None]]) -> None:

@@ -120,7 +120,10 @@ class ModelService:
             return row
         if not repository.model_exists(db, name):
             raise _no_model(name)
-        raise NotFoundError(f"{name} has no version {version}", hint=f"See 'GET /v1/models/{name}/versions'.")
+        raise NotFoundError(
+            f"{name} has no version {version}",
+            hint=f"'skerry models list' shows what is published (API: GET /v1/models/{name}/versions).",
+        )
 
     def get(self, digest: str) -> VersionRow:
         """Raises `NotFoundError`: no such bundle."""
@@ -219,5 +222,6 @@ def _variant_view(manifest: Manifest, variant: Variant) -> Mapping[str, Any]:
 
 def _no_model(name: str) -> NotFoundError:
     return NotFoundError(
-        f"there is no model {name!r}", hint="'GET /v1/models' lists them; publish a bundle first."
+        f"there is no model {name!r}",
+        hint="'skerry models list' shows them (API: GET /v1/models); 'skerry publish' brings one.",
     )

@@ -22,7 +22,7 @@ from ..devices.service import DeviceService
 from ..governance.service import FLEET, Journal
 from ..models.service import ModelService
 from . import policy, repository
-from .policy import Gate, Member, Verdict
+from .policy import Gate, Verdict
 from .states import FAILED, FINAL, IN_FLIGHT, Event, State, Step, next_state, step_after
 
 BATCH: Final = 100
@@ -64,6 +64,9 @@ class RolloutEngine:
 
     def observe(self, db: sa.Connection, device_id: str, report: UpdateReport) -> None:
         """Count what a device reports; within the transaction of the report."""
+        for model, said in report.models.items():
+            if self._devices.is_stuck(db, device_id, model, said):
+                self._tell_stuck(db, device_id, model, said)
         for item in repository.watched_of_device(db, device_id):
             told = report.models.get(item["model"])
             if told is not None and report.revision >= item["revision"]:
@@ -91,6 +94,41 @@ class RolloutEngine:
             finished_ms=None if after in IN_FLIGHT else now,
             error_code=error.code if error else "",
             error_message=error.message if error else "",
+        )
+        if after is Step.CONFIRMED:
+            for kind in (AlertKind.DEVICE_LEFT, AlertKind.DEVICE_STUCK):
+                self._alerts.resolve(db, kind, device=item["device"], model=item["model"])
+        elif after in FAILED and before not in FAILED and item["state"] == State.COMPLETED:
+            self._tell_left(db, item, after, error)
+
+    def _tell_stuck(self, db: sa.Connection, device_id: str, model: str, told: ModelReport) -> None:
+        """A device that failed at what it was set back to is left in peace, and a person is told."""
+        self._alerts.raise_alert(
+            db,
+            AlertKind.DEVICE_STUCK,
+            Severity.MAJOR,
+            title=f"{device_id} can run neither {model} {told.target_version} nor what it had before",
+            detail=f"{told.error.code}: {told.error.message}" if told.error else "It did not say why.",
+            device=device_id,
+            model=model,
+            data={"version": told.target_version, "digest": told.target},
+        )
+
+    def _tell_left(
+        self, db: sa.Connection, item: sa.RowMapping, after: Step, error: ErrorReport | None
+    ) -> None:
+        """No gate judges a rollout that is over, so a person is told."""
+        bundle = f"{item['model']} {item['version']}"
+        did = f"rolled {bundle} back" if after is Step.ROLLED_BACK else f"rejected {bundle}"
+        self._alerts.raise_alert(
+            db,
+            AlertKind.DEVICE_LEFT,
+            Severity.MAJOR,
+            title=f"{item['device']} {did} after its rollout had completed",
+            detail=f"{error.code}: {error.message}" if error else "It did not say why.",
+            device=item["device"],
+            model=item["model"],
+            data={"rollout": item["rollout"], "version": item["version"], "digest": item["digest"]},
         )
 
     def _advance(self, rollout_id: str) -> bool:
@@ -150,12 +188,14 @@ class RolloutEngine:
             progress_ms=now,
             finished_ms=now if has_it else None,
         )
+        if has_it:
+            self._alerts.resolve(db, AlertKind.DEVICE_LEFT, device=device_id, model=row["model"])
 
     def _watch(self, db: sa.Connection, row: sa.RowMapping) -> bool:
         """Give up who is silent, judge the current wave, act on the verdict."""
         self._give_up(db, row)
         members = [
-            (item["wave"], _member(item))
+            (item["wave"], repository.member(item))
             for item in repository.executions(db, row["id"], up_to_wave=row["wave"])
             if item["removed_ms"] is None
         ]
@@ -189,12 +229,12 @@ class RolloutEngine:
                 was_online=bool(item["was_online"]),
                 online=bool(item["online"]),
                 progress_ms=item["progress_ms"] or 0,
-                online_since_ms=item["presence_ms"],
+                presence_ms=item["presence_ms"],
                 deadline_ms=row["deadline_s"] * 1000,
                 now_ms=now,
             )
             if late and item["removed_ms"] is None:
-                silence = f"silent for more than {row['deadline_s']:g} s while {item['phase']}"
+                silence = _silence(Step(item["phase"]), row["deadline_s"])
                 repository.change_execution(
                     db,
                     row["id"],
@@ -234,7 +274,10 @@ class RolloutEngine:
         what = f"{row['model']} {row['version']}"
         why = " ".join(verdict.reasons)
         self._move(db, row, Event.GATE_FAILED, why)
-        self._models.quarantine(db, row["digest"], f"rollout {row['id']} failed at wave {row['wave']}: {why}")
+        failed = [item for item in repository.executions(db, row["id"]) if Step(item["phase"]) in FAILED]
+        if any(policy.condemns(item["error_code"]) for item in failed):
+            failure = f"rollout {row['id']} failed at wave {row['wave']}: {why}"
+            self._models.quarantine(db, row["digest"], failure)
         self._alerts.raise_alert(
             db,
             AlertKind.ROLLOUT_HALTED,
@@ -282,11 +325,8 @@ class RolloutEngine:
         self._journal.audit(db, FLEET, f"rollout.{what}", f"rollout/{row['id']}", data)
 
 
-def _member(item: sa.RowMapping) -> Member:
-    error = ": ".join(part for part in (item["error_code"], item["error_message"]) if part)
-    return Member(
-        device=item["device"],
-        step=Step(item["phase"]),
-        reachable=bool(item["was_online"] or item["online"]),
-        error=error,
-    )
+def _silence(step: Step, deadline_s: float) -> str:
+    """Why a device is given up."""
+    if step is Step.PROBATION:
+        return f"away for more than {deadline_s:g} s while on probation"
+    return f"silent for more than {deadline_s:g} s while {step.replace('_', ' ')}"

@@ -4,13 +4,16 @@ gate.
 A gate fails as soon as there are more failures than allowed, in this wave and all before it. It passes when
 every device of the wave came to its end and at least one confirmed. A device that was offline before the
 offer and still is, is unknown: neither success nor failure, and nobody waits for it. Else the gate holds.
+Silence past the deadline is a failure; a device that is online and on probation is not silent, it waits.
+
+Reasons are whole sentences: they can be joined with a space, or stand in lines of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -42,6 +45,8 @@ class Member:
     step: Step
     reachable: bool
     """It was online when it was offered the version, or is now."""
+    online: bool
+    """It is now."""
     error: str = ""
     """Why it failed: code and message."""
 
@@ -157,8 +162,7 @@ def judge(
     if waiting or busy:
         if waiting:
             reasons.append(f"Not yet offered: {_names([member.device for member in waiting])}.")
-        if busy:
-            reasons.append(f"Still at it: {_names([f'{m.device} ({_readable(m.step)})' for m in busy])}.")
+        reasons += _busy(busy)
         return Verdict(gate=Gate.HOLD, reasons=tuple(reasons))
     if wave and not confirmed:
         if unknown:
@@ -167,12 +171,48 @@ def judge(
         reasons.append("Nobody confirmed it.")
         return Verdict(gate=Gate.FAIL, reasons=tuple(reasons))
     ended = len(failed) + sum(member.step is Step.CONFIRMED for member in everyone)
-    if ended:
-        bound = _percent(failure_rate_bound(len(failed), ended))
-        reasons.append(f"{_failures(len(failed))} in {ended} bounds the failure rate at {bound} (95%).")
-    else:
-        reasons.append("The wave has no device.")
+    reasons.append(_evidence(len(failed), ended) if ended else "The wave has no device.")
     return Verdict(gate=Gate.PASS, reasons=tuple(reasons))
+
+
+def tell_passed(
+    *, number: int, waves: int, wave: Sequence[Member], earlier: Sequence[Member], max_failures: int
+) -> tuple[str, ...]:
+    """What is true now of a wave that has passed its gate: devices may fail, or come, after that.
+
+    Args: as for `judge`.
+    """
+    now = judge(number=number, waves=waves, wave=wave, earlier=earlier, max_failures=max_failures)
+    if now.gate is Gate.PASS:
+        return now.reasons
+    return (*now.reasons, "It had passed its gate before that.")
+
+
+def tell_counts(counts: Mapping[str, int]) -> str:
+    """A rollout in a few words, from its devices by step.
+
+    >>> tell_counts({"confirmed": 4, "rolled_back": 1}).partition(". ")[0]
+    '4 of 5 devices confirmed, 1 rolled back'
+    """
+    confirmed = counts.get(Step.CONFIRMED, 0)
+    failed = sum(counts.get(step, 0) for step in FAILED)
+    others = [step for step in Step if step is not Step.CONFIRMED and counts.get(step)]
+    told = f"{_count(confirmed, sum(counts.values()))} confirmed"
+    told += "".join(f", {counts[step]} {_readable(step)}" for step in others)
+    return f"{told}. {_evidence(failed, failed + confirmed)}" if confirmed else f"{told}."
+
+
+MODEL_FAULTS: Final = ("selftest", "budget", "engine", "model")
+"""Codes, or their first parts, of failures that speak against a version wherever it runs."""
+
+
+def condemns(code: str) -> bool:
+    """Whether a failure is the model's fault. A full disk, a wrong key or silence is a device's.
+
+    >>> [condemns(code) for code in ("budget.memory", "selftest", "storage", "timeout", "")]
+    [True, True, False, False, False]
+    """
+    return code.partition(".")[0] in MODEL_FAULTS
 
 
 def overdue(
@@ -181,18 +221,31 @@ def overdue(
     was_online: bool,
     online: bool,
     progress_ms: int,
-    online_since_ms: int,
+    presence_ms: int,
     deadline_ms: float,
     now_ms: int,
 ) -> bool:
     """Whether a device was silent past the deadline: no new phase, no further bytes.
 
     Who was offline when it was offered the version cannot be overdue while it is away, and has its time from
-    when it came back.
+    when it came back. Who is on probation has nothing to say before its end: it is not overdue while it is
+    online, and has its time from when it went away.
+
+    Args:
+        step: how far it is.
+        was_online: when it was offered the version.
+        online: now.
+        progress_ms: when it last said something new.
+        presence_ms: since when it is online, or is not.
+        deadline_ms: how long it may be silent.
+        now_ms: the time.
     """
     if step not in IN_FLIGHT or not (was_online or online):
         return False
-    since = progress_ms if was_online else max(progress_ms, online_since_ms)
+    if step is Step.PROBATION and online:
+        return False
+    counts_presence = step is Step.PROBATION or not was_online
+    since = max(progress_ms, presence_ms) if counts_presence else progress_ms
     return now_ms - since > deadline_ms
 
 
@@ -247,8 +300,29 @@ def _told(member: Member) -> str:
     return f"{what} ({member.error})" if member.error else what
 
 
+def _busy(busy: Sequence[Member]) -> list[str]:
+    """Who works on it, and who only waits."""
+    waiting = [m.device for m in busy if m.step is Step.PROBATION and m.online]
+    at_it = [f"{m.device} ({_readable(m.step)})" for m in busy if not (m.step is Step.PROBATION and m.online)]
+    told = [f"Still at it: {_names(at_it)}."] if at_it else []
+    if len(waiting) == 1:
+        told.append(f"{waiting[0]} is on probation: it waits for requests or for its time.")
+    elif waiting:
+        told.append(f"{_names(waiting)} are on probation: they wait for requests or for their time.")
+    return told
+
+
+def _evidence(failures: int, ended: int) -> str:
+    """What that many failures of so many devices say about all devices."""
+    counted = f"{_failures(failures)} in {ended} device{'' if ended == 1 else 's'}"
+    if failures == ended:
+        return f"{counted}."
+    bound = _percent(failure_rate_bound(failures, ended))
+    return f"{counted}: with {_percent(CONFIDENCE)} confidence, fewer than {bound} of devices fail."
+
+
 def _readable(step: Step) -> str:
-    return step.value.replace("_", "-")
+    return step.value.replace("_", " ")
 
 
 def _count(part: int, whole: int) -> str:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from skerry_contract.messages import Presence
 
 from ..devices.tables import desired_model, device, reported_model
-from .policy import PlannedWave, bucket
+from .policy import Member, PlannedWave, bucket
 from .states import ACTIVE, WATCHED, State, Step
 from .tables import execution, gate_evaluation, rollout, wave
 
@@ -123,6 +123,18 @@ def executions(db: sa.Connection, rollout_id: str, *, up_to_wave: int | None = N
     return list(db.execute(query).mappings())
 
 
+def member(item: sa.RowMapping) -> Member:
+    """A row of `executions` as the gate sees it."""
+    error = ": ".join(part for part in (item["error_code"], item["error_message"]) if part)
+    return Member(
+        device=item["device"],
+        step=Step(item["phase"]),
+        reachable=bool(item["was_online"] or item["online"]),
+        online=bool(item["online"]),
+        error=error,
+    )
+
+
 def change_execution(db: sa.Connection, rollout_id: str, device_id: str, **values: Any) -> None:
     db.execute(
         execution.update()
@@ -134,7 +146,7 @@ def change_execution(db: sa.Connection, rollout_id: str, device_id: str, **value
 def watched_of_device(db: sa.Connection, device_id: str) -> list[sa.RowMapping]:
     """Executions of a device whose reports count: those that its desired models still come from."""
     query = (
-        sa.select(execution, rollout.c.model, rollout.c.digest)
+        sa.select(execution, rollout.c.model, rollout.c.version, rollout.c.digest, rollout.c.state)
         .join(rollout, rollout.c.id == execution.c.rollout)
         .join(
             desired_model,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
@@ -27,6 +27,14 @@ from .states import FINAL, IN_FLIGHT, Event, State, Step, next_state
 from .views import MemberView, RolloutDetail, RolloutRequest, RolloutView, VerdictView, WaveView
 
 MAX_DEADLINE_S = 90 * 86_400
+_LIST: Final = "'skerry rollout status' lists them (API: GET /v1/rollouts)."
+_DONE: Final[Mapping[Event, str]] = {
+    Event.START: "Started",
+    Event.PAUSE: "Paused",
+    Event.RESUME: "Resumed",
+    Event.ABORT: "Aborted",
+    Event.REVERT: "Reverted",
+}
 
 
 class RolloutService:
@@ -60,7 +68,8 @@ class RolloutService:
             if not devices:
                 raise InputError(
                     "no device carries these labels" if selector else "the fleet has no device yet",
-                    hint="'GET /v1/devices' lists devices with their labels.",
+                    hint="'skerry devices list' shows all with their labels, 'skerry devices add' enrols "
+                    "one (API: GET and POST /v1/devices).",
                 )
             planned = policy.plan_waves(rollout_id, devices, request.waves)
             reached = [name for wave in planned for name in wave.devices]
@@ -68,7 +77,7 @@ class RolloutService:
             if busy is not None:
                 raise ConflictError(
                     f"{busy[0]} is in the unfinished rollout {busy[1]} of {request.model}",
-                    hint="Wait for it, or abort it.",
+                    hint=f"Wait for it, or abort it: 'skerry rollout abort {busy[1]}'.",
                 )
             values = {
                 "id": rollout_id,
@@ -136,7 +145,7 @@ class RolloutService:
             _refuse_quarantined(self._models.find(db, row["model"], row["version"]))
         finished = self._clock.now_ms() if state in FINAL else None
         repository.change(
-            db, row["id"], state=state, finished_ms=finished, reason=f"{event.value.capitalize()} by {actor}."
+            db, row["id"], state=state, finished_ms=finished, reason=f"{_DONE[event]} by {actor}."
         )
         self._journal.audit(db, actor, f"rollout.{event}", f"rollout/{row['id']}", {"state": state})
 
@@ -166,11 +175,11 @@ def _check(request: RolloutRequest) -> None:
     ):
         if not math.isfinite(value) or not 0 <= value <= most:
             raise InputError(f"{name} is {value}; it must be between 0 and {most:g}")
-    if request.deadline_s <= request.jitter_s + probation.seconds:
+    if request.deadline_s <= request.jitter_s:
         raise InputError(
-            f"no device can confirm within {request.deadline_s:g} s of silence: "
-            f"jitter and probation alone may take {request.jitter_s + probation.seconds:g} s",
-            hint="Raise deadline_s, or lower jitter_s or probation.seconds.",
+            f"devices may wait {request.jitter_s:g} s before they begin, but "
+            f"{request.deadline_s:g} s of silence is a failure",
+            hint="Raise the deadline ('--deadline', deadline_s), or lower jitter_s.",
         )
 
 
@@ -185,24 +194,23 @@ def _refuse_quarantined(version: VersionRow) -> None:
 def _found(db: sa.Connection, rollout_id: str) -> sa.RowMapping:
     row = repository.get(db, rollout_id)
     if row is None:
-        raise NotFoundError(f"there is no rollout {rollout_id[:80]!r}", hint="'GET /v1/rollouts' lists them.")
+        raise NotFoundError(f"there is no rollout {rollout_id[:80]!r}", hint=_LIST)
     return row
 
 
 def _detail(db: sa.Connection, rollout_id: str) -> RolloutDetail:
     row = _found(db, rollout_id)
-    members: dict[int, list[MemberView]] = {}
-    for item in repository.executions(db, rollout_id):
-        members.setdefault(item["wave"], []).append(_member(item))
+    items = repository.executions(db, rollout_id)
+    stages = repository.waves(db, rollout_id)
     waves = [
         WaveView(
             number=wave["number"],
             reaches=wave["reaches"],
             begun_ms=wave["begun_ms"],
-            verdict=_verdict(wave),
-            devices=members.get(wave["number"], []),
+            verdict=_verdict(row, wave, len(stages), items),
+            devices=[_member(item) for item in items if item["wave"] == wave["number"]],
         )
-        for wave in repository.waves(db, rollout_id)
+        for wave in stages
     ]
     counts = repository.counts(db, [rollout_id])[rollout_id]
     return RolloutDetail(**_fields(row, counts, len(waves)), waves=waves)
@@ -216,6 +224,7 @@ def _fields(row: sa.RowMapping, counts: dict[str, int], wave_count: int) -> dict
     state = State(row["state"])
     return {
         **{name: row[name] for name in same},
+        **({"reason": policy.tell_counts(counts)} if state is State.COMPLETED else {}),
         "state": state,
         "final": state in FINAL,
         "wave_count": wave_count,
@@ -240,7 +249,21 @@ def _member(item: sa.RowMapping) -> MemberView:
     )
 
 
-def _verdict(wave: sa.RowMapping) -> VerdictView:
+def _verdict(
+    row: sa.RowMapping, wave: sa.RowMapping, waves: int, items: Sequence[sa.RowMapping]
+) -> VerdictView:
+    """As it was decided; the reasons of a wave that passed are told as of now."""
     if wave["verdict"] is None:
         return VerdictView(decision=Gate.HOLD, reasons=["It has not begun."], at_ms=None)
-    return VerdictView(decision=Gate(wave["verdict"]), reasons=wave["reasons"], at_ms=wave["verdict_ms"])
+    reasons = wave["reasons"]
+    if wave["verdict"] == Gate.PASS:
+        present = [item for item in items if item["removed_ms"] is None]
+        told = policy.tell_passed(
+            number=wave["number"],
+            waves=waves,
+            wave=[repository.member(item) for item in present if item["wave"] == wave["number"]],
+            earlier=[repository.member(item) for item in present if item["wave"] < wave["number"]],
+            max_failures=row["max_failures"],
+        )
+        reasons = list(told)
+    return VerdictView(decision=Gate(wave["verdict"]), reasons=reasons, at_ms=wave["verdict_ms"])

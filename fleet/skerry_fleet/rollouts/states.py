@@ -107,7 +107,7 @@ class Step(StrEnum):
     ROLLED_BACK = "rolled_back"
     REJECTED = "rejected"
     TIMED_OUT = "timed_out"
-    """Silent past the deadline."""
+    """Silent past the deadline; on probation: away past the deadline."""
     WITHDRAWN = "withdrawn"
     """The offer was taken back before it came to an end, or the device was removed."""
 
@@ -121,7 +121,7 @@ FOLLOWS: Final[Mapping[Step, frozenset[Step]]] = MappingProxyType(
     {
         **dict.fromkeys(IN_FLIGHT, (IN_FLIGHT - {Step.OFFERED}) | {Step.CONFIRMED} | FAILED),
         # A device may fail after it was confirmed, and one given up as silent may still tell its end.
-        Step.CONFIRMED: frozenset({Step.ROLLED_BACK}),
+        Step.CONFIRMED: frozenset({Step.ROLLED_BACK, Step.REJECTED}),
         Step.TIMED_OUT: frozenset({Step.CONFIRMED, Step.ROLLED_BACK, Step.REJECTED}),
     }
 )

@@ -25,7 +25,8 @@ class RolloutRequest:
     jitter_s: float = 0.0
     """Each device waits a random time up to this before it downloads."""
     deadline_s: float = 3600.0
-    """Silence of a device for longer than this is a failure."""
+    """Silence of a device for longer than this is a failure. A device on probation may take its time while it
+    is online; away from the fleet for longer than this, it has failed too."""
     max_failures: int = 0
     """Devices that may fail, in all waves together."""
     start: bool = True
@@ -49,10 +50,11 @@ class MemberView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictView:
-    """What the gate of a wave says; it holds before the wave has begun."""
+    """What the gate of a wave decided; it holds before the wave has begun."""
 
     decision: Gate
     reasons: list[str]
+    """Whole sentences. Of a wave that passed they tell what is true now, also if a device failed later."""
     at_ms: int | None
 
 
@@ -77,6 +79,7 @@ class RolloutView:
     final: bool
     """Nothing more happens by itself."""
     reason: str
+    """Why it is in this state; of a completed one, how its devices are now."""
     wave: int
     """The current one, from 1."""
     wave_count: int

@@ -13,7 +13,7 @@ import queue
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -93,7 +93,7 @@ class _Batch:
 
 class Ingest:
     """``deliver`` takes messages from the link; a thread commits them. ``committed`` is called after new
-    windows."""
+    windows; ``seen`` with the devices that sent telemetry, after its commit: it must not block."""
 
     def __init__(
         self,
@@ -106,6 +106,7 @@ class Ingest:
         references: References,
         blocks: Callable[[str, bytes], None],
         committed: Callable[[], None],
+        seen: Callable[[Iterable[str]], None],
     ) -> None:
         self._db = db
         self._days = days
@@ -115,6 +116,7 @@ class Ingest:
         self._references = references
         self._blocks = blocks
         self._committed = committed
+        self._seen = seen
         self._waiting: queue.Queue[Message | None] = queue.Queue()
         self._stop = threading.Event()
         self._marks: dict[_Stream, int] = {}
@@ -128,7 +130,9 @@ class Ingest:
         """Never blocks, never raises."""
         if message.channel is Up.BLOCK_REQUEST:
             self._blocks(message.device, message.payload)
-        elif message.receipt.qos == 0 and self._waiting.qsize() >= WAITING:
+            if message.receipt.qos == 0:
+                return
+        if message.receipt.qos == 0 and self._waiting.qsize() >= WAITING:
             self.counts["dropped"] += 1
         else:
             self._waiting.put(message)
@@ -212,6 +216,7 @@ class Ingest:
         self.counts.update(batch.counts)
         if batch.windows:
             self._committed()
+        self._seen({device for device, _ in batch.touched})
         return list(batch.touched)
 
     def answer(self, transport: Transport, messages: Sequence[Message], streams: Sequence[_Stream]) -> None:
@@ -238,6 +243,8 @@ class Ingest:
                 self._devices.record_report(message.device, decode(message.payload, UpdateReport))
             case Up.TELEMETRY | Up.EVENTS:
                 self._sort_frame(message, OutboxFrame.decode(message.payload), batch)
+            case Up.BLOCK_REQUEST:
+                pass  # answered when it came; what is left is to acknowledge it
             case _:
                 raise MessageError(f"nothing is expected on {message.channel}")
 

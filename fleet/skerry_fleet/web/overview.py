@@ -231,10 +231,13 @@ def _version(version: str, digest: str | None) -> str:
 
 def _rollout(rollout: RolloutDetail, now: int, *, unfolded: bool) -> RolloutCard:
     confirmed = rollout.phases.get(Step.CONFIRMED, 0)
+    tone = _ROLLOUT_TONE.get(rollout.state, "idle")
+    if tone == "good" and any(rollout.phases.get(step) for step in FAILED):
+        tone = "warn"
     return RolloutCard(
         id=rollout.id,
         title=f"{rollout.model} {rollout.version}",
-        chip=Chip(text=rollout.state, tone=_ROLLOUT_TONE.get(rollout.state, "idle")),
+        chip=Chip(text=rollout.state, tone=tone),
         confirmed=confirmed,
         devices=rollout.devices,
         coverage=100 * confirmed // rollout.devices if rollout.devices else 0,
@@ -245,16 +248,17 @@ def _rollout(rollout: RolloutDetail, now: int, *, unfolded: bool) -> RolloutCard
 
 
 def _wave(wave: WaveView, *, over: bool) -> WaveLine:
-    tone = {"pass": "good", "fail": "bad", "hold": "busy" if wave.begun_ms is not None else "idle"}
+    passed = "warn" if any(member.phase in FAILED for member in wave.devices) else "good"
+    tone = {"pass": passed, "fail": "bad", "hold": "busy" if wave.begun_ms is not None else "idle"}
     text = wave.verdict.decision.upper() if wave.begun_ms is not None else "never began" if over else "waits"
     dots = []
     for member in wave.devices:
         if member.unknown:
             dots.append(Chip(text=f"{member.device}: offline since before the offer", tone="idle"))
         else:
-            dots.append(
-                Chip(text=f"{member.device}: {member.phase.replace('_', ' ')}", tone=_dot(member.phase))
-            )
+            why = f" ({member.error.code}: {member.error.message})" if member.error else ""
+            told = f"{member.device}: {member.phase.replace('_', ' ')}{why}"
+            dots.append(Chip(text=told, tone=_dot(member.phase)))
     return WaveLine(
         number=wave.number,
         reaches=wave.reaches,
