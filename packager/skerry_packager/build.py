@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from skerry_contract.bundle import write_bundle
 from skerry_contract.digests import Digest, digest_of
-from skerry_contract.errors import StorageError
+from skerry_contract.errors import InputError, StorageError
 from skerry_contract.manifest import (
     BlobRef,
     Budgets,
@@ -148,13 +148,13 @@ def check_writable(path: Path) -> None:
     """Find out before the work that a file could not be written after it.
 
     Raises:
-        StorageError: the folder is missing or cannot be written to, or `path` is a folder.
+        InputError: the folder is missing or cannot be written to, or `path` is a folder.
     """
     folder = path.parent
     if path.is_dir():
-        raise StorageError(f"{path} is a folder", hint="Give the path of a file by --out.")
+        raise InputError(f"{path} is a folder", hint="Give the path of a file by --out.")
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise StorageError(f"cannot write to the folder {folder}", hint="Make it, or choose another --out.")
+        raise InputError(f"cannot write to the folder {folder}", hint="Make it, or choose another --out.")
 
 
 def _evaluation(variant: VariantResult) -> dict[str, Any]:
@@ -186,6 +186,8 @@ def _tried(variant: VariantResult) -> dict[str, Any]:
         found["size_bytes"] = variant.size_bytes
     if variant.fidelity is not None:
         found |= {"drop": _finite(variant.fidelity.drop), "drop_bound": _finite(variant.fidelity.drop_bound)}
+        if variant.fidelity.exact_bound is not None:
+            found["exact_bound"] = variant.fidelity.exact_bound
     return found
 
 

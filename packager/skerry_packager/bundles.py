@@ -19,10 +19,19 @@ from typing import BinaryIO
 from skerry_contract.bundle import BLOB_FOLDER, MANIFEST_NAME, SIGNATURE_NAME, SUFFIX, BundleReader
 from skerry_contract.digests import Digest, hex_of
 from skerry_contract.envelope import Verifier
-from skerry_contract.errors import BundleFormatError, ConflictError, InputError, SignatureError, StorageError
+from skerry_contract.errors import (
+    BundleFormatError,
+    ConflictError,
+    InputError,
+    NotFoundError,
+    SignatureError,
+    StorageError,
+)
+from skerry_contract.limits import MIB
 from skerry_contract.manifest import Manifest, bundle_digest, parse_manifest
 
 _MAGIC_OFFSET, _MAGIC = 257, b"ustar\x00"
+_MAX_CARD = 4 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +72,28 @@ def describe(path: Path) -> BundleDescription:
         BundleFormatError, ManifestError: not a bundle, or damaged.
     """
     return _read(path, None, None)
+
+
+def read_card(path: Path) -> str:
+    """The model card in a bundle, without looking at the signature; its digest is checked.
+
+    Raises:
+        NotFoundError: the bundle has none.
+        BundleFormatError, ManifestError: not a bundle, or damaged.
+    """
+    with _opened(path) as stream:
+        reader = BundleReader(stream)
+        manifest = parse_manifest(reader.manifest_bytes)
+        card = manifest.model_card
+        if card is None:
+            raise NotFoundError(f"{path} has no model card", hint="'skerry inspect' shows its manifest.")
+        if card.size > _MAX_CARD:
+            raise BundleFormatError(f"the model card has {card.size} bytes; at most {_MAX_CARD} are shown")
+        text = b""
+        for ref, pieces in reader.blobs(manifest):
+            if ref.digest == card.digest:
+                text = b"".join(pieces)
+    return text.decode(errors="replace")
 
 
 def verify(path: Path, verifiers: Sequence[Verifier]) -> BundleDescription:

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from skerry_contract.manifest import Manifest, Variant
 
+from .results import no_disagreement
+
 _PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9 _./-]*[A-Za-z0-9]")
 _YAML_WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 
@@ -138,11 +140,18 @@ def _evaluation(manifest: Manifest) -> str:
     text += _table(
         ("variant", "split", "metric", "rows", "original", "variant", "loss", "95% bound of the loss"), rows
     )
+    if any("exact bound" in str(row[-1]) for row in rows):
+        text += (
+            "\n\nWhere no row disagrees, the bootstrap, which the choice is made by, gives a bound of 0. The "
+            "exact bound (Clopper and Pearson) says how often the variant may still disagree on other rows "
+            "like these. A disagreement is a row that only one of the two gets right or, without labels, "
+            "another class."
+        )
     if tried:
         text += "\n\nAll variants that were tried:\n\n" + _table(
             ("variant", "verdict", "bytes", "loss"),
             [
-                (item["name"], item["verdict"], item.get("size_bytes"), _figure(item.get("drop")))
+                (item["name"], item["verdict"], item.get("size_bytes") or "", _figure(item.get("drop")))
                 for item in tried
             ],
         )
@@ -154,6 +163,8 @@ def _judgements(variant: Variant) -> Iterable[Sequence[object]]:
         judged = variant.evaluation.get(split)
         if judged:
             figures = [_figure(judged[name]) for name in ("reference", "candidate", "drop", "drop_bound")]
+            if judged.get("exact_bound") is not None:
+                figures[-1] += f"; {no_disagreement(judged['samples'], judged['exact_bound'])}"
             yield (variant.id, judged["split"], judged["metric"], judged["samples"], *figures)
 
 

@@ -7,9 +7,10 @@ model, a bundle or a server is shown without control characters, so that it cann
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDE: Final = 10_000
+_PIPED: Final = 100
+"""Columns of a table where there is no terminal and nobody said COLUMNS."""
+_LEAST_TEXT: Final = 8
+"""A column of text is never folded to less."""
 _COLOURS: Final = {
     "green": "ok online confirmed completed pass packed done",
     "cyan": "running info",
@@ -36,8 +41,12 @@ Step = Callable[[str, int, int], None]
 def stdout() -> Console:
     from rich.console import Console
 
-    # A pipe has no width: nothing is folded there.
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDE)
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_piped_width())
+
+
+def width() -> int:
+    """How many characters a line of a table may have."""
+    return stdout().width
 
 
 def stderr() -> Console:
@@ -91,34 +100,47 @@ def print_error(message: str, hint: str = "") -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Collection[str] = (),
+    whole: Collection[str] = (),
 ) -> None:
-    """A table; `right` lists the columns that hold numbers, separated by spaces. Empty cells are ``-``."""
+    """A table. Empty cells are ``-``.
+
+    Args:
+        columns: their titles.
+        rows: a cell for each column.
+        right: columns that hold numbers.
+        whole: columns that hold names, times and states. They are never broken, nor are numbers; other texts
+            fold where the line is narrow.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(
-        title=clean(title) or None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    numbers = right.split()
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    least = 0
+    cells = [["-" if cell is None or cell == "" else clean(cell) for cell in row] for row in rows]
     for index, column in enumerate(columns):
-        # Names and numbers stay whole; texts fold where the terminal is narrow.
-        is_number = column in numbers
+        unbroken = column in right or column in whole
         grid.add_column(
-            column,
-            justify="right" if is_number else "left",
-            no_wrap=is_number or index == 0,
-            overflow="fold",
+            column, justify="right" if column in right else "left", no_wrap=unbroken, overflow="fold"
         )
-    for row in rows:
-        cells = ["-" if cell is None or cell == "" else clean(cell) for cell in row]
-        grid.add_row(*(Text(cell, style=_STYLES.get(cell.lower(), "")) for cell in cells))
-    stdout().print(grid)
+        longest = max(map(len, [column, *(row[index] for row in cells)]))
+        least += 2 + (longest if unbroken else min(longest, _LEAST_TEXT))
+    for row in cells:
+        grid.add_row(*(Text(cell, style=_STYLES.get(cell.lower(), "")) for cell in row))
+    console = stdout()
+    # rich would cut what does not fit: a line that is too long is better than half a name.
+    console.width = max(console.width, least)
+    if console.is_terminal:
+        console.print(grid)
+        return
+    with console.capture() as captured:
+        console.print(grid)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> None:
@@ -166,6 +188,15 @@ def bytes_progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int,
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def short_digest(digest: object) -> str:
+    """The first 12 hexadecimal digits: enough to tell the bundles of a fleet apart.
+
+    >>> short_digest("sha256:" + "ab" * 32), short_digest(None)
+    ('abababababab', '')
+    """
+    return str(digest or "").removeprefix("sha256:")[:12]
+
+
 def size(count: int | None) -> str:
     """Bytes for people.
 
@@ -190,6 +221,11 @@ def time_of(milliseconds: int | float | None) -> str:
     if not milliseconds:
         return ""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _piped_width() -> int:
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and 0 < int(columns) <= _WIDE else _PIPED
 
 
 def _line_by_line(console: Console) -> Step:

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from skerry_contract.errors import DataError
+from skerry_contract.errors import DataError, InputError
 
 from .engine import Feed
 from .inspect import TensorInfo
@@ -27,8 +27,8 @@ from .results import SplitInfo
 _LABEL_NAMES: Final = ("y", "Y", "labels", "label", "targets", "target")
 _SINGLE_NAMES: Final = ("x", "X", "inputs", "input", "data")
 _HINT: Final = (
-    "Give an .npz with one array per input, named like the input (or a single 'x'), and 'y' for labels; "
-    "an .npy for a model with one input; or module:function returning such a mapping."
+    "Give an .npz with one array per input, named like the input (or a single 'x'), and 'y' or 'labels' "
+    "for labels; an .npy for a model with one input; or module:function returning such a mapping."
 )
 
 
@@ -42,6 +42,8 @@ class Dataset:
     """One per row, or None."""
     batched: Mapping[str, bool]
     """Whether a row of the input still lacks the model's batch axis of 1."""
+    numbers: Sequence[int] = ()
+    """Row numbers in the source that the rows were taken from; empty if all are there."""
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -57,7 +59,30 @@ class Dataset:
         """The rows of those numbers, in that order."""
         index = np.asarray(rows, dtype=np.int64)
         labels = None if self.labels is None else self.labels[index]
-        return Dataset({name: array[index] for name, array in self.inputs.items()}, labels, self.batched)
+        numbers = tuple(self.numbers[row] if self.numbers else int(row) for row in rows)
+        return Dataset(
+            {name: array[index] for name, array in self.inputs.items()}, labels, self.batched, numbers
+        )
+
+    def finite(self, row: int) -> bool:
+        """Whether no input of a row has NaN or an infinite value."""
+        return not any(map(_has_no_number, (array[row] for array in self.inputs.values())))
+
+    def not_finite(self, row: int) -> str:
+        """Which input of a row has NaN or an infinite value, in words; empty if none has."""
+        number = self.numbers[row] if self.numbers else row
+        for name, array in self.inputs.items():
+            if _has_no_number(array[row]):
+                return f"input {name!r} has NaN or infinite values in row {number}"
+        return ""
+
+    def first_not_finite(self) -> str:
+        """The same for the first such row, and how many there are."""
+        rows = [row for row in range(len(self)) if not self.finite(row)]
+        if not rows:
+            return ""
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        return f"{self.not_finite(rows[0])}{more}"
 
     def row_digest(self, row: int) -> bytes:
         """Identifies a row by its inputs."""
@@ -65,6 +90,10 @@ class Dataset:
         for name in sorted(self.inputs):
             digest.update(name.encode() + b"\0" + np.ascontiguousarray(self.inputs[name][row]).tobytes())
         return digest.digest()
+
+
+def _has_no_number(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and not bool(np.isfinite(array).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +113,8 @@ def load_arrays(source: str | Path) -> dict[str, np.ndarray]:
     """Read a data source: the path of an ``.npz`` or ``.npy`` file, or ``module:function``.
 
     Raises:
-        DataError: not there, not readable, or not of those forms.
+        InputError: not there, or not of those forms.
+        DataError: there, and not readable.
     """
     text = str(source)
     path = Path(text)
@@ -93,7 +123,7 @@ def load_arrays(source: str | Path) -> dict[str, np.ndarray]:
     module, colon, function = text.partition(":")
     if colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return _call(module, function)
-    raise DataError(f"{text}: this form of data is not known", hint=_HINT)
+    raise InputError(f"{text}: this form of data is not known", hint=_HINT)
 
 
 def _load_file(path: Path) -> dict[str, np.ndarray]:
@@ -105,7 +135,7 @@ def _load_file(path: Path) -> dict[str, np.ndarray]:
             with loaded:
                 return {name: loaded[name] for name in loaded.files}
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}", hint=_HINT) from error
+        raise InputError(f"{path}: {error.strerror or error}", hint=_HINT) from error
     except (ValueError, EOFError, BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read: {error}",
@@ -121,12 +151,12 @@ def _call(module: str, function: str) -> dict[str, np.ndarray]:
     try:
         target = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
-        raise DataError(f"{module}:{function}: {error}", hint="Name an importable module.") from error
+        raise InputError(f"{module}:{function}: {error}", hint="Name an importable module.") from error
     finally:
         if added:
             sys.path.remove(here)
     if not callable(target):
-        raise DataError(f"{module} has no function {function!r}", hint=_HINT)
+        raise InputError(f"{module} has no function {function!r}", hint=_HINT)
     returned: Any = target()
     if isinstance(returned, np.ndarray):
         return {"x": returned}

@@ -60,7 +60,8 @@ class Reference:
 
     def heads(self, task: str | None) -> tuple[str, tuple[Head, ...]]:
         """The task and what is scored. Raises as `skerry_packager.metrics.choose_heads`."""
-        samples = [self.outputs(row) for row in range(min(_HEAD_SAMPLES, len(self.data)))]
+        rows = [row for row in range(len(self.data)) if self.data.finite(row)] or list(range(len(self.data)))
+        samples = [self.outputs(row) for row in rows[:_HEAD_SAMPLES]]
         return choose_heads(samples, self.data.labels, self.session.output_names, task)
 
 
@@ -74,10 +75,9 @@ class Gate:
     def judge(self, fidelity: Fidelity) -> tuple[Verdict, str]:
         """The verdict on a sound candidate, with its sentence."""
         lost = f"{fidelity.metric} {fidelity.reference:.4f} -> {fidelity.candidate:.4f}"
-        bound = f"drop at most {fidelity.drop_bound:.4f} (95%, n={fidelity.samples}, {fidelity.split})"
         if fidelity.drop_bound <= self.max_drop:
-            return Verdict.OK, f"{lost}, {bound}"
-        return Verdict.ACCURACY, f"{lost}, {bound}; allowed {self.max_drop:.4f}"
+            return Verdict.OK, f"{lost}, {fidelity.certainty}"
+        return Verdict.ACCURACY, f"{lost}, {fidelity.certainty}; allowed {self.max_drop:.4f}"
 
 
 def compare(reference: Reference, candidate: Session, heads: Sequence[Head], seed: int = 0) -> Fidelity:
@@ -100,7 +100,7 @@ def compare(reference: Reference, candidate: Session, heads: Sequence[Head], see
         except ModelError as error:
             raise Unsound(Verdict.CRASH, error.message) from error
         for name, a, b in zip(names, wanted, got, strict=True):
-            _check_sound(name, a, b)
+            _check_sound(name, a, b, reference.data, row)
             changed = changed or a.tobytes() != b.tobytes()
         label = None if labels is None else labels[row]
         for head, rows in zip(heads, scores, strict=True):
@@ -108,18 +108,15 @@ def compare(reference: Reference, candidate: Session, heads: Sequence[Head], see
             # Where fp32 itself gives NaN there is nothing to keep; SQNR leaves out the elements alone.
             if head.metric is Metric.SQNR or a.dtype.kind != "f" or bool(np.isfinite(a).all()):
                 rows.append(score_row(head, a, b, label))
-    if not all(scores):
-        raise DataError(
-            f"fp32 gives NaN or infinite values on every row of the {reference.split} split",
-            hint="Check that the data is scaled as in training.",
-        )
+    if not all(_has_figures(head, rows) for head, rows in zip(heads, scores, strict=True)):
+        raise not_finite(reference.data, reference.split)
     results = [combine(head, rows, labels, seed) for head, rows in zip(heads, scores, strict=True)]
     worst = max(range(len(heads)), key=lambda index: (results[index].drop_bound, -index))
     result = results[worst]
     return Fidelity(
         split=reference.split,
         metric=heads[worst].metric.value,
-        samples=len(reference.data),
+        samples=len(scores[worst]),
         output=names[heads[worst].output],
         reference=result.reference,
         candidate=result.candidate,
@@ -129,17 +126,42 @@ def compare(reference: Reference, candidate: Session, heads: Sequence[Head], see
         sqnr_db=result.sqnr_db,
         max_abs_error=result.max_abs_error,
         changed=changed,
+        exact_bound=result.exact_bound,
     )
 
 
-def _check_sound(name: str, wanted: np.ndarray, got: np.ndarray) -> None:
+def _has_figures(head: Head, rows: Sequence[RowScore]) -> bool:
+    """Whether anything of fp32 could be compared with."""
+    return any(row.count for row in rows) if head.metric is Metric.SQNR else bool(rows)
+
+
+def not_finite(data: Dataset, split: str) -> DataError:
+    """fp32 gives NaN or infinite values on every row: is it the data's fault, or the model's?"""
+    blame = data.first_not_finite()
+    if blame:
+        return DataError(
+            f"{blame}: fp32 answers every row of the {split} split with NaN or infinite values",
+            hint="Leave such rows out, or fill in the missing values as in training.",
+        )
+    return DataError(
+        f"fp32 gives NaN or infinite values on every row of the {split} split, though the data has none",
+        hint="Check that the data is scaled as in training.",
+    )
+
+
+def _check_sound(name: str, wanted: np.ndarray, got: np.ndarray, data: Dataset, row: int) -> None:
     if wanted.shape != got.shape or wanted.dtype != got.dtype:
         raise Unsound(
             Verdict.SHAPE,
             f"output {name!r} is {got.dtype}{list(got.shape)} instead of {wanted.dtype}{list(wanted.shape)}",
         )
     if wanted.dtype.kind == "f" and bool((~np.isfinite(got) & np.isfinite(wanted)).any()):
-        raise Unsound(Verdict.NAN, f"output {name!r} has NaN or infinite values where fp32 has none")
+        given = data.not_finite(row)
+        raise Unsound(
+            Verdict.NAN,
+            f"output {name!r} has NaN or infinite values where fp32 has none"
+            + (f" (the data itself: {given})" if given else ""),
+        )
 
 
 def measure_latency(

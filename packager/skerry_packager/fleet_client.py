@@ -169,14 +169,37 @@ class FleetClient:
             ) from error
         return status == 201, _as_object(answer)
 
+    def models(self) -> list[Mapping[str, Any]]:
+        """Every model that was published, with its newest release."""
+        return self._pages("/v1/models")
+
+    def versions(self, model: str) -> list[Mapping[str, Any]]:
+        """Every version of a model, newest release first."""
+        return self._pages(f"/v1/models/{_segment(model)}/versions")
+
     # --- devices
 
     def add_device(
-        self, device: str, labels: Mapping[str, str] | None = None, device_class: str = ""
+        self,
+        device: str,
+        labels: Mapping[str, str] | None = None,
+        device_class: str = "",
+        data_dir: str = "",
     ) -> Mapping[str, Any]:
-        """Enrol a device; the answer holds its configuration file, once, under ``config_toml``."""
+        """Enrol a device; the answer holds its configuration file, once, under ``config_toml``.
+
+        Args:
+            device: its id.
+            labels: what rollouts select it by.
+            device_class: name of a device profile.
+            data_dir: folder on the device; empty takes the server's own default.
+        """
         body = {"id": device, "labels": dict(labels or {}), "device_class": device_class}
-        return self._object("POST", "/v1/devices", body)
+        return self._object("POST", "/v1/devices", body | ({"data_dir": data_dir} if data_dir else {}))
+
+    def remove_device(self, device: str) -> None:
+        """Its credential is void at once."""
+        self._json("DELETE", f"/v1/devices/{_segment(device)}")
 
     def devices(self) -> list[Mapping[str, Any]]:
         return self._pages("/v1/devices")
@@ -255,6 +278,8 @@ class FleetClient:
                     raise
             response = connection.getresponse()
             data = response.read(_MAX_ANSWER + 1)
+        if response.status == 204:
+            return response.status, None
         if len(data) > _MAX_ANSWER:
             raise UnavailableError(f"{self.address} sent an answer of more than {_MAX_ANSWER // MIB} MiB")
         kind = response.headers.get_content_type()

@@ -48,7 +48,8 @@ def choose_samples(outputs: Sequence[Outputs], head: Head, count: int = DEFAULT_
     ]
     if not finite:
         raise DataError(
-            "fp32 gives NaN or infinite values on every held-out sample", hint="Check the data's scaling."
+            "fp32 gives NaN or infinite values on every held-out sample",
+            hint="Check the data's scaling, and that no input is NaN.",
         )
     shapes = Counter(_shapes(outputs[position]) for position in finite)
     usual = shapes.most_common(1)[0][0]

@@ -92,7 +92,7 @@ class ModelInspection:
     external_files: tuple[ExternalFile, ...]
     metadata: Mapping[str, str]
     probe: str
-    """``ran`` if one inference on zeros worked, else why not: some models cannot run on zeros."""
+    """Begins with ``ran`` if one inference on zeros worked, else says why not: some models cannot."""
 
     @property
     def opset(self) -> int:

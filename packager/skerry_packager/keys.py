@@ -130,11 +130,11 @@ def password_from(variable: str) -> bytes:
     """A password out of an environment variable.
 
     Raises:
-        AccessError: it is not set, or empty.
+        InputError: it is not set, or empty.
     """
     value = os.environ.get(variable, "")
     if not value:
-        raise AccessError(
+        raise InputError(
             f"the environment variable {variable} holds no password", hint=f"Set {variable}, and export it."
         )
     return value.encode()

@@ -253,6 +253,7 @@ class HeadResult:
     candidate: float
     drop: float
     drop_bound: float
+    exact_bound: float | None
     mean_kl: float | None
     sqnr_db: float | None
     max_abs_error: float
@@ -275,6 +276,8 @@ def combine(head: Head, rows: Sequence[RowScore], labels: np.ndarray | None, see
         drops = (candidate - reference) / (float(np.mean(np.abs(labels - np.mean(labels)))) or 1.0)
     else:
         drops = np.array([row.drop for row in rows])
+    by_class = head.metric in (Metric.ACCURACY, Metric.AGREEMENT)
+    agrees = by_class and not drops.any() and np.array_equal(reference, candidate)
     has_kl = head.form in (Form.PROBABILITIES, Form.LOGITS)
     total_noise = float(noise.sum())
     return HeadResult(
@@ -282,10 +285,19 @@ def combine(head: Head, rows: Sequence[RowScore], labels: np.ndarray | None, see
         candidate=float(candidate.mean()),
         drop=float(drops.mean()),
         drop_bound=bootstrap_bound(drops, seed),
+        exact_bound=exact_bound(len(rows)) if agrees else None,
         mean_kl=float(np.mean([row.kl for row in rows])) if has_kl else None,
         sqnr_db=float(10 * np.log10(power / total_noise)) if total_noise and power else None,
         max_abs_error=max(row.max_error for row in rows),
     )
+
+
+def exact_bound(rows: int) -> float:
+    """Upper end of the one-sided 95% interval of a rate of which none was seen in `rows` independent rows.
+
+    1 - 0.05 ** (1 / n), the case of no event in Clopper and Pearson 1934.
+    """
+    return float(1 - (1 - _CONFIDENCE) ** (1 / rows))
 
 
 def bootstrap_bound(drops: np.ndarray, seed: int) -> float:

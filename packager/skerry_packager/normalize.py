@@ -56,7 +56,7 @@ def normalize(model: ModelProto, samples: Sequence[Feed], max_ir: int = 0, max_o
     clean = ModelProto()
     clean.CopyFrom(model)
     del clean.training_info[:]
-    if _remove_zipmap(clean.graph):
+    if remove_zipmap(clean.graph):
         notes.append("ZipMap removed: the probabilities are a plain tensor now")
     _refuse_non_tensors(clean.graph)
     source = Session(clean.SerializeToString())
@@ -74,8 +74,8 @@ def normalize(model: ModelProto, samples: Sequence[Feed], max_ir: int = 0, max_o
     return Normalized(clean, data, tuple(notes))
 
 
-def _remove_zipmap(graph: GraphProto) -> int:
-    """skl2onnx ends classifiers in a list of dictionaries; a device serves tensors."""
+def remove_zipmap(graph: GraphProto) -> int:
+    """How many there were. skl2onnx ends classifiers in a list of dictionaries; a device serves tensors."""
     zipmaps = [node for node in graph.node if node.op_type == "ZipMap" and node.domain == "ai.onnx.ml"]
     for node in zipmaps:
         index, output = next(item for item in enumerate(graph.output) if item[1].name == node.output[0])

@@ -6,6 +6,7 @@ leaves no bundle, but its reason in the log.
 
 from __future__ import annotations
 
+import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ MONITORS: Final = ("auto", "image", "column", "tensor", "none")
 """What devices watch of the inputs: everything that was found, or only features of one kind, or nothing."""
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_ARCHITECTURES: Final[Mapping[str, str]] = {"arm64": "aarch64", "amd64": "x86_64"}
+"""What some systems call the architectures of profiles."""
 _VERSION: Final = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})(-[0-9A-Za-z.-]{1,32})?")
 
 
@@ -218,8 +221,10 @@ def _pack(plan: _Plan, progress: Progress) -> Packed:
     )
     assembled = assemble(identity, result, lineage)
     size = sign_and_write(assembled, plan.signer, plan.path)
+    # What is true of this machine alone is said, and kept in the log, but never signed.
+    notes = (*result.notes, *_latency_notes(plan.profiles, request.objective, platform.machine()))
     return Packed(
-        result=result,
+        result=replace(result, notes=notes),
         path=plan.path,
         digest=assembled.digest,
         size=size,
@@ -275,6 +280,19 @@ def _budgets(profiles: Sequence[DeviceProfile], own: OwnBudgets) -> Budgets:
     )
 
 
+def _latency_notes(profiles: Sequence[DeviceProfile], objective: Objective, machine: str) -> list[str]:
+    """For whom the latency that was measured here means little."""
+    here = _ARCHITECTURES.get(machine.lower(), machine)
+    others = [profile.name for profile in profiles if profile.arch != here]
+    if not others:
+        return []
+    chose = " and chose the variants" if objective is Objective.LATENCY else ""
+    return [
+        f"latency was measured on this machine ({here}){chose}, not on {' or '.join(others)}: "
+        "not verified there; the device's self-test judges it"
+    ]
+
+
 def _check_labels(labels: Sequence[str], outputs: Sequence[TensorSpec]) -> None:
     """Raises `InputError`: no output has that many classes."""
     classes = {spec.shape[-1] for spec in outputs if len(spec.shape) > 1}
@@ -307,4 +325,4 @@ def _monitoring(data: bytes, monitor: str) -> bytes:
 
 def megabytes(number: float) -> int:
     """Bytes, from the megabytes (1,048,576 bytes) of options and profiles."""
-    return int(number * MIB)
+    return round(number * MIB)

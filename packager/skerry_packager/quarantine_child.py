@@ -163,14 +163,19 @@ def _describe(value: onnx.ValueInfoProto) -> TensorInfo:
     return TensorInfo(name=value.name, dtype=dtype, shape=shape, ranked=tensor.HasField("shape"))
 
 
+_WITHOUT_ZIPMAP: Final = "without its ZipMap: packing makes a plain tensor of the probabilities"
+
+
 def _probe(model: onnx.ModelProto, inputs: tuple[TensorInfo, ...]) -> str:
-    """Load the model and run it once on zeros, free dimensions as 1."""
+    """Load the model and run it once on zeros, free dimensions as 1, as it will be packed: without ZipMap."""
     import numpy as np
 
     from skerry_contract.errors import MemoryBudgetError, ModelError
 
     from .engine import Session
+    from .normalize import remove_zipmap
 
+    zipmaps = remove_zipmap(model.graph)
     data = model.SerializeToString()
     del model
     try:
@@ -194,4 +199,4 @@ def _probe(model: onnx.ModelProto, inputs: tuple[TensorInfo, ...]) -> str:
         if isinstance(error.__cause__, MemoryBudgetError):
             raise MemoryError from error
         return f"does not run on zeros: {error.message}"
-    return "ran"
+    return f"ran, {_WITHOUT_ZIPMAP}" if zipmaps else "ran"

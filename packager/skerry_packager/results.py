@@ -89,6 +89,27 @@ class Fidelity:
     max_abs_error: float = 0.0
     changed: bool = True
     """Whether any output differs from fp32 at all."""
+    exact_bound: float | None = None
+    """Where the bootstrap bound is degenerate: no row of a classifier disagrees with fp32, so every resample
+    gives a drop of 0. Then the exact one-sided 95% bound of the rate of disagreement, which `drop` cannot
+    exceed; see `skerry_packager.metrics.exact_bound`. A disagreement is a row that one of the two gets right
+    and the other wrong or, without labels, another class. For people: the gate compares `drop_bound`."""
+
+    @property
+    def certainty(self) -> str:
+        """How sure the drop is, in words."""
+        if self.exact_bound is not None:
+            return f"{no_disagreement(self.samples, self.exact_bound)}, {self.split}"
+        return f"drop at most {self.drop_bound:.4f} (95%, n={self.samples}, {self.split})"
+
+
+def no_disagreement(rows: int, bound: float) -> str:
+    """What is known where nothing was lost.
+
+    >>> no_disagreement(100, 1 - 0.05 ** (1 / 100))
+    'no disagreement in 100 rows (exact bound 3.0%)'
+    """
+    return f"no disagreement in {rows} row{'' if rows == 1 else 's'} (exact bound {bound:.1%})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +228,11 @@ class PackResult:
     """``calibration``, ``search``, ``held-out``."""
     notes: tuple[str, ...] = ()
     """What a person should know: raised opset, repacked external data, few samples."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels were found: these are the metrics that need them."""
+        return self.metric in ("accuracy", "mae")
 
     def variant(self, name: str) -> VariantResult:
         """Raises KeyError if nothing of that name was tried."""

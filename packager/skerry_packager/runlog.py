@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skerry_contract.errors import NotFoundError, SkerryError, StorageError
+from skerry_contract.errors import InputError, NotFoundError, SkerryError, StorageError
 
 if TYPE_CHECKING:
     from .results import PackResult, VariantResult
 
 DEFAULT_PATH: Final = Path("skerry-runs.db")
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """``PRAGMA user_version`` of the file."""
 
 _RUNS: Final[Mapping[str, type]] = {
@@ -33,7 +33,9 @@ _VARIANTS: Final[Mapping[str, type]] = {
     "run": int, "position": int, "name": str, "verdict": str, "chosen": int,
     "chosen_for": str, "fallback_for": str, "reason": str, "lost": str,
     "digest": str, "size": int, "size_ratio": float, "metric": str, "samples": int,
-    "drop": float, "drop_bound": float, "held_out_drop": float, "held_out_bound": float,
+    "drop": float, "drop_bound": float, "exact_bound": float, "score": float,
+    "held_out_samples": int, "held_out_drop": float, "held_out_bound": float, "held_out_exact_bound": float,
+    "held_out_score": float,
     "latency_p50_us": float, "latency_p95_us": float, "latency_ratio": float,
     "ram_bytes": int,
     "ram_predicted_bytes": int, "ram_measured_bytes": int, "load_ms": float, "recipe": str, "note": str,
@@ -72,6 +74,7 @@ class RunLog:
     """The file, opened; made at the first use.
 
     Raises:
+        InputError: in the constructor, if its folder is missing or, without `create`, the file itself.
         StorageError: in every method, if the file cannot be used.
     """
 
@@ -81,8 +84,13 @@ class RunLog:
 
         self.path = path
         if not create and not path.is_file():
-            raise NotFoundError(
+            raise InputError(
                 f"there is no run log {path}", hint="'skerry pack' makes one; --run-log names another file."
+            )
+        if not path.parent.is_dir():
+            raise InputError(
+                f"there is no folder {path.parent} for the run log {path}",
+                hint="Make it, or name another file by --run-log.",
             )
         with self._guard():
             self._db = sqlite_utils.Database(sqlite3.connect(path, timeout=30.0))
@@ -164,6 +172,11 @@ class RunLog:
         self._db.table("variants").create(
             dict(_VARIANTS), pk=("run", "position"), foreign_keys=[("run", "runs", "id")], if_not_exists=True
         )
+        # A log of an older schema keeps its rows and gets the columns that it lacks.
+        for name, columns in (("runs", _RUNS), ("variants", _VARIANTS)):
+            table = self._db.table(name)
+            for column in [column for column in columns if column not in table.columns_dict]:
+                table.add_column(column, columns[column])
         self._db.execute(f"PRAGMA user_version = {SCHEMA}")
         self._db.conn.commit()
 
@@ -201,8 +214,13 @@ def variant_row(result: PackResult, variant: VariantResult) -> dict[str, Any]:
         "samples": search.samples if search else None,
         "drop": search.drop if search else None,
         "drop_bound": search.drop_bound if search else None,
+        "exact_bound": search.exact_bound if search else None,
+        "score": search.candidate if search else None,
+        "held_out_samples": held_out.samples if held_out else None,
         "held_out_drop": held_out.drop if held_out else None,
         "held_out_bound": held_out.drop_bound if held_out else None,
+        "held_out_exact_bound": held_out.exact_bound if held_out else None,
+        "held_out_score": held_out.candidate if held_out else None,
         "latency_p50_us": latency.p50_us if latency else None,
         "latency_p95_us": latency.p95_us if latency else None,
         "latency_ratio": latency.ratio if latency else None,

@@ -18,7 +18,14 @@ class _Goal:
 
     figure: Callable[[VariantResult], float]
     show: Callable[[float], str]
+    exact: Callable[[float], str]
+    """Where `show` rounds two figures to the same."""
     what: str
+
+    def both(self, one: float, other: float) -> tuple[str, str]:
+        """Two different figures, so that they look different."""
+        shown = self.show(one), self.show(other)
+        return shown if shown[0] != shown[1] or one == other else (self.exact(one), self.exact(other))
 
 
 def ram_bytes(result: VariantResult) -> int:
@@ -39,10 +46,16 @@ def _show_bytes(number: float) -> str:
     return f"{number / MIB:.2f} MiB" if number >= MIB / 10 else f"{number:.0f} bytes"
 
 
+def _exact_bytes(number: float) -> str:
+    return f"{number:,.0f} bytes"
+
+
 _GOALS: Final[Mapping[Objective, _Goal]] = {
-    Objective.SIZE: _Goal(lambda result: result.size_bytes, _show_bytes, "size"),
-    Objective.LATENCY: _Goal(_ratio, lambda number: f"{number:.2f} x fp32", "latency"),
-    Objective.RAM: _Goal(ram_bytes, _show_bytes, "peak memory"),
+    Objective.SIZE: _Goal(lambda result: result.size_bytes, _show_bytes, _exact_bytes, "size"),
+    Objective.LATENCY: _Goal(
+        _ratio, lambda number: f"{number:.2f} x fp32", lambda number: f"{number:.4f} x fp32", "latency"
+    ),
+    Objective.RAM: _Goal(ram_bytes, _show_bytes, _exact_bytes, "peak memory"),
 }
 
 
@@ -81,11 +94,11 @@ def misfits(result: VariantResult, target: Target) -> list[str]:
     """Which of the target's budgets a variant breaks, with the numbers; latency is judged on the device."""
     problems = []
     if target.size_bytes and result.size_bytes > target.size_bytes:
-        problems.append(f"size {_show_bytes(result.size_bytes)}, budget {_show_bytes(target.size_bytes)}")
+        size, budget = _GOALS[Objective.SIZE].both(result.size_bytes, target.size_bytes)
+        problems.append(f"size {size}, budget {budget}")
     if target.ram_bytes and ram_bytes(result) > target.ram_bytes:
-        problems.append(
-            f"peak memory {_show_bytes(ram_bytes(result))}, budget {_show_bytes(target.ram_bytes)}"
-        )
+        peak, budget = _GOALS[Objective.RAM].both(ram_bytes(result), target.ram_bytes)
+        problems.append(f"peak memory {peak}, budget {budget}")
     if target.max_opset and result.opset > target.max_opset:
         problems.append(f"opset {result.opset}, engine loads {target.max_opset}")
     if target.max_ir and result.ir > target.max_ir:
@@ -118,7 +131,8 @@ def _why_lost(result: VariantResult, best: VariantResult, target: Target, goal: 
     ours, theirs = goal.figure(result), goal.figure(best)
     if ours == theirs:
         return f"the same {goal.what} as {best.name}, which keeps no less of fp32"
-    return f"{goal.what} {goal.show(ours)}; {best.name} has {goal.show(theirs)}"
+    mine, its = goal.both(ours, theirs)
+    return f"{goal.what} {mine}; {best.name} has {its}"
 
 
 def _nothing_fits(results: Sequence[VariantResult], target: Target) -> BudgetError:

@@ -76,6 +76,21 @@ def gemm_model(opset: int = 13) -> onnx.ModelProto:
     return build(nodes, {"w0": w0, "b0": b0, "w1": w1, "b1": b1}, opset=opset)
 
 
+def zipmap_model() -> onnx.ModelProto:
+    """The same, ending in a list of dictionaries, as skl2onnx exports classifiers."""
+    model = gemm_model()
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    model.graph.node[3].output[0] = "inner"
+    model.graph.node.append(
+        helper.make_node("ZipMap", ["inner"], ["p"], domain="ai.onnx.ml", classlabels_int64s=list(range(10)))
+    )
+    kind = onnx.TypeProto()
+    kind.sequence_type.elem_type.map_type.key_type = TensorProto.INT64
+    kind.sequence_type.elem_type.map_type.value_type.tensor_type.elem_type = TensorProto.FLOAT
+    model.graph.output[0].type.CopyFrom(kind)
+    return model
+
+
 def conv_model() -> onnx.ModelProto:
     """The same function as a convolution 8 x 8 with BatchNormalization, then MatMul and Add."""
     w0, b0, w1, b1 = layers()

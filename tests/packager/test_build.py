@@ -12,7 +12,7 @@ import pytest
 from tests.builders import new_signer
 from tests.packager.packing_inputs import Inputs, write_inputs
 
-from skerry_contract.errors import ManifestError, SignatureError, StorageError
+from skerry_contract.errors import InputError, ManifestError, SignatureError, StorageError
 from skerry_contract.manifest import Budgets, Lineage
 from skerry_packager.build import Assembled, Identity, assemble, budgets_for, check_writable, sign_and_write
 from skerry_packager.bundles import verify
@@ -98,7 +98,7 @@ def test_a_figure_without_a_bound_is_null_in_the_manifest(result: PackResult) ->
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
     check_writable(tmp_path / "new.skerry")
     for path in (tmp_path, tmp_path / "missing" / "x.skerry"):
-        with pytest.raises(StorageError):
+        with pytest.raises(InputError):
             check_writable(path)
 
 

@@ -68,6 +68,17 @@ def test_the_page_shows_the_evidence(manifest: Manifest) -> None:
     assert "| Training run | not given |" in page
 
 
+def test_a_bound_of_zero_comes_with_the_exact_one(manifest: Manifest) -> None:
+    same = {**JUDGED, "candidate": 0.97, "drop": 0.0, "drop_bound": 0.0, "exact_bound": 0.0165}
+    clean = replace(
+        manifest, variants=tuple(replace(v, evaluation={"held_out": same}) for v in manifest.variants)
+    )
+    page = render_card(clean).decode()
+    assert "| 0 | 0; no disagreement in 180 rows (exact bound 1.7%) |" in page
+    assert "gives a bound of 0" in page
+    assert "gives a bound of 0" not in render_card(manifest).decode()
+
+
 def test_text_of_others_stays_text(manifest: Manifest) -> None:
     hostile = replace(manifest, labels=("<script>", "a|b\n# Title", "[x](http://y)"))
     page = render_card(hostile).decode()

@@ -117,6 +117,28 @@ def test_a_manifest_cannot_steer_the_terminal(tmp_path: Path, signer: EcdsaSigne
     assert "[red]x[/red]" in shown
 
 
+def test_ram_in_a_bundle_is_a_lower_bound(bundle: Path, key: Path) -> None:
+    for shown in (run("inspect", bundle), run("verify", bundle, "--key", key)):
+        assert "RAM at least" in shown.out
+
+
+def test_inspect_prints_the_model_card(tmp_path: Path, signer: EcdsaSigner) -> None:
+    card = b"---\ntags:\n- edge\n---\n\n# digits 1.0.0 \x1b[2J\n"
+    builder = BundleBuilder(signer=signer)
+    builder.changes["model_card"] = builder.add(card)
+    path = builder.write(tmp_path)
+    shown = run("inspect", path, "--card")
+    assert (shown.code, shown.out) == (0, "---\ntags:\n- edge\n---\n\n# digits 1.0.0 �[2J\n")
+    assert "not checked" in shown.err
+    assert run("inspect", path, "--card", "--json").json["card"] == card.decode()
+
+
+def test_what_has_no_card_says_so(bundle: Path, tmp_path: Path) -> None:
+    without = run("inspect", bundle, "--card", "--json")
+    assert (without.code, without.json["error"]["code"]) == (1, "not_found")
+    assert run("inspect", write_inputs(tmp_path / "m").model, "--card").code == 2
+
+
 def test_inspect_loads_a_model_in_quarantine(tmp_path: Path) -> None:
     model = write_inputs(tmp_path).model
     told = run("inspect", model, "--json").json

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.packager.cli_runner import Outcome, run
 from tests.packager.packing_inputs import Inputs, write_inputs
@@ -17,7 +19,9 @@ from skerry_contract.manifest import Manifest
 from skerry_contract.monitoring import parse_spec
 from skerry_packager.bundles import unpack, verify
 from skerry_packager.keys import init_keys, read_verifier
-from skerry_packager.packing import release_of
+from skerry_packager.packing import _latency_notes, release_of
+from skerry_packager.profiles import load_profile
+from skerry_packager.results import Objective
 from skerry_packager.runlog import RunLog
 
 
@@ -57,6 +61,53 @@ def test_it_says_what_it_did(packed: tuple[Outcome, Path]) -> None:
     assert best["chosen_for"] == ["raspberry-pi-4", "x86-gateway"]
     assert all(v["reason"] or v["lost"] for v in by_name.values() if v["name"] not in said["chosen"])
     assert said["lineage_gaps"] == ["code_commit"]
+
+
+def test_it_says_what_judged(packed: tuple[Outcome, Path], inputs: Inputs, tmp_path: Path) -> None:
+    judged = packed[0].json["judged_by"]
+    assert (judged["metric"], judged["labels"], judged["split"], judged["rows"]) == (
+        "accuracy",
+        True,
+        "held-out",
+        200,
+    )
+    assert judged["fp32"] > 0.9
+    with np.load(inputs.evaluation) as arrays:
+        np.savez(tmp_path / "labels.npz", image=arrays["image"], labels=arrays["y"])
+        np.savez(tmp_path / "none.npz", image=arrays["image"])
+    more = ("--profile", "x86-gateway", "--out", tmp_path / "x.skerry", "--evaluation")
+    told = run(*inputs.arguments(*more, tmp_path / "labels.npz")).out
+    assert re.search(r"judged by accuracy on 200 held-out rows \(labels found\): fp32 \d+\.\d%", told)
+    told = run(*inputs.arguments(*more, tmp_path / "none.npz")).out
+    assert "no labels: judged by agreement with fp32 on 200 held-out rows" in told
+
+
+def test_no_disagreement_is_said_with_its_exact_bound(
+    packed: tuple[Outcome, Path], manifest: Manifest
+) -> None:
+    best = next(variant for variant in packed[0].json["variants"] if variant["chosen"])
+    assert best["drop_bound"] == 0
+    assert best["exact_bound"] == pytest.approx(1 - 0.05 ** (1 / 200))
+    recorded = {variant.id: variant.evaluation["held_out"] for variant in manifest.variants}
+    assert recorded[best["name"]]["exact_bound"] == best["held_out_exact_bound"]
+    assert recorded["fp32"]["exact_bound"] is None, "fp32 agrees with itself by nature"
+    card = run("inspect", packed[1], "--card").out
+    assert "0; no disagreement in 200 rows (exact bound 1.5%)" in card
+
+
+def test_latency_of_another_architecture_is_not_claimed(
+    packed: tuple[Outcome, Path], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = [load_profile("raspberry-pi-4"), load_profile("x86-gateway")]
+    (note,) = _latency_notes(profiles, Objective.SIZE, "AMD64")
+    assert note == (
+        "latency was measured on this machine (x86_64), not on raspberry-pi-4: not verified there; "
+        "the device's self-test judges it"
+    )
+    assert "and chose the variants" in _latency_notes(profiles, Objective.LATENCY, "x86_64")[0]
+    assert "not on x86-gateway" in _latency_notes(profiles, Objective.SIZE, "arm64")[0]
+    assert any("latency was measured" in note for note in packed[0].json["notes"])
+    assert not any("latency was measured" in note for note in manifest.evaluation["notes"])
 
 
 def test_the_bundle_verifies_and_says_the_same(
@@ -191,7 +242,7 @@ def test_a_failed_run_keeps_the_bundle_that_was_there(inputs: Inputs, tmp_path: 
         "--profile",
         "x86-gateway",
         "--budget-size",
-        "0.0001",
+        "0.001",
         "--out",
         out,
         "--run-log",
@@ -229,9 +280,14 @@ def test_devices_may_be_told_to_watch_less(inputs: Inputs, tmp_path: Path) -> No
         (["--profile", "x86-gateway", "--version", "1.0.0-rc1"], 2, "--release"),
         (["--profile", "x86-gateway", "--max-drop", "5"], 2, "1pt"),
         (["--profile", "x86-gateway", "--security-floor", "9999999"], 2, "floor"),
-        (["--profile", "x86-gateway", "--evaluation", "nowhere.npz"], 1, "nowhere.npz"),
-        (["--profile", "x86-gateway", "--out", "/nowhere/x.skerry"], 1, "/nowhere"),
-        (["--profile", "x86-gateway", "--run-log", "/nowhere/runs.db"], 1, "/nowhere/runs.db"),
+        (["--profile", "x86-gateway", "--evaluation", "nowhere.npz"], 2, "nowhere.npz"),
+        (["--profile", "x86-gateway", "--out", "/nowhere/x.skerry"], 2, "/nowhere"),
+        (["--profile", "x86-gateway", "--run-log", "/nowhere/runs.db"], 2, "/nowhere/runs.db"),
+        (["--profile", "x86-gateway", "--password-env", "NO_SUCH_VARIABLE"], 2, "NO_SUCH_VARIABLE"),
+        (["--profile", "x86-gateway", "--budget-latency-ms", "0.0001"], 2, "0.001"),
+        (["--profile", "x86-gateway", "--budget-size", "0.0001"], 2, "0.001"),
+        (["--profile", "x86-gateway", "--budget-ram", "nan"], 2, "nan"),
+        (["--profile", "x86-gateway", "--budget-latency-ms", "inf"], 2, "inf"),
         (["--profile", "x86-gateway", "--labels", "a,b,c"], 2, "4 classes"),
     ],
 )

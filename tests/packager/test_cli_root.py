@@ -161,6 +161,7 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(
     outcome = run("boom")
     assert outcome.code == 2
     assert f"pip install 'skerry[{extra}]'" in outcome.err
+    assert f"pip install '.[{extra}]'" in outcome.err
     assert run("boom", "--json").json["error"]["code"] == "config"
 
 
@@ -169,6 +170,7 @@ def test_without_click_the_command_says_what_to_install() -> None:
     done = _python(program, check=False)
     assert done.returncode == 2
     assert "pip install 'skerry[packager]'" in done.stderr
+    assert "pip install '.[packager]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

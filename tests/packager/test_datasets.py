@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skerry_contract.errors import DataError
+from skerry_contract.errors import DataError, InputError
 from skerry_packager.datasets import Dataset, load_arrays, make_splits, match_dataset
 from skerry_packager.inspect import TensorInfo
 
@@ -92,16 +92,29 @@ def test_data_that_does_not_fit_is_named(arrays: dict[str, np.ndarray], says: st
 def test_sources_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no archive")
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    for source, says in (
-        (tmp_path / "none.npz", "No such file"),
-        (tmp_path / "bad.npz", "cannot be read"),
-        (tmp_path / "objects.npy", "cannot be read"),
-        ("data.parquet", "form of data is not known"),
-        ("no_such_module_here:load", "No module named"),
-        ("json:no_such_function", "has no function"),
+    for source, kind, says in (
+        (tmp_path / "none.npz", InputError, "No such file"),
+        (tmp_path / "bad.npz", DataError, "cannot be read"),
+        (tmp_path / "objects.npy", DataError, "cannot be read"),
+        ("data.parquet", InputError, "form of data is not known"),
+        ("no_such_module_here:load", InputError, "No module named"),
+        ("json:no_such_function", InputError, "has no function"),
     ):
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(kind, match=says):
             load_arrays(source)
+
+
+def test_values_that_are_no_numbers_are_named_by_input_and_row() -> None:
+    pictures = images(6)
+    assert match_dataset({"image": pictures}, [IMAGE]).first_not_finite() == ""
+    pictures[2, 0, 1, 1], pictures[4, 0, 0, 0] = np.nan, np.inf
+    data = match_dataset({"image": pictures}, [IMAGE])
+    assert data.first_not_finite() == "input 'image' has NaN or infinite values in row 2 and 1 more"
+    assert [data.finite(row) for row in range(6)] == [True, True, False, True, False, True]
+    part = data.take([0, 4]).take([1])
+    assert part.not_finite(0) == "input 'image' has NaN or infinite values in row 4", (
+        "numbered as in the source"
+    )
 
 
 def test_splits_are_disjoint_complete_and_the_same_every_time() -> None:

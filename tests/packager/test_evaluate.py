@@ -15,7 +15,7 @@ from skerry_packager.engine import Session
 from skerry_packager.evaluate import Gate, Reference, Unsound, compare, measure_latency
 from skerry_packager.inspect import TensorInfo
 from skerry_packager.memory import measure_memory, predict_memory
-from skerry_packager.metrics import Form, Head, Metric, bootstrap_bound, choose_heads
+from skerry_packager.metrics import Form, Head, Metric, bootstrap_bound, choose_heads, exact_bound
 from skerry_packager.results import Fidelity, Verdict
 
 INPUT = TensorInfo(name="x", dtype="float32", shape=("N", 64))
@@ -204,6 +204,18 @@ def test_the_bound_is_seeded_and_covers() -> None:
     assert bootstrap_bound(drops, 7) == bootstrap_bound(drops, 7)
     covered = sum(bootstrap_bound(rng.normal(0.02, 0.1, 100), seed) >= 0.02 for seed in range(100))
     assert 88 <= covered <= 100
+
+
+def test_where_nothing_differs_the_exact_bound_is_told() -> None:
+    """Rule of Clopper and Pearson for no event: 1 - 0.05 ** (1 / n)."""
+    assert exact_bound(100) == pytest.approx(0.0295, abs=1e-4)
+    for labels in (True, False):
+        found = judged(changed(1e-6), dataset(100, labels))
+        assert (found.drop, found.drop_bound, found.exact_bound) == (0, 0, exact_bound(100))
+        verdict, reason = Gate(0.01).judge(found)
+        assert verdict is Verdict.OK, "the bootstrap bound decides"
+        assert reason.endswith("no disagreement in 100 rows (exact bound 3.0%), search")
+    assert judged(changed(1.0), dataset(400)).exact_bound is None
 
 
 def test_latency_is_a_paired_ratio() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.packager.onnx_models import Value, gemm_model, if_model
+from tests.packager.onnx_models import Value, gemm_model, if_model, zipmap_model
 
 from skerry_contract.errors import ModelError
 from skerry_packager.inspect import TensorInfo, inspect_model
@@ -78,6 +78,12 @@ def test_a_model_that_cannot_run_on_zeros_is_still_inspected(tmp_path: Path) -> 
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     assert "does not run on zeros" in inspect_model(save(model, tmp_path)).probe
+
+
+def test_a_classifier_as_skl2onnx_exports_it_runs(tmp_path: Path) -> None:
+    found = inspect_model(save(zipmap_model(), tmp_path))
+    assert found.outputs[0].dtype == "sequence"
+    assert found.probe == "ran, without its ZipMap: packing makes a plain tensor of the probabilities"
 
 
 @pytest.mark.parametrize(

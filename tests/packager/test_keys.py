@@ -93,7 +93,7 @@ def test_the_command_takes_a_password_from_the_environment(tmp_path: Path) -> No
 
 def test_the_command_refuses_an_empty_password_and_contradictions(tmp_path: Path) -> None:
     unset = run("keys", "init", "--out", tmp_path, "--password-env", "PW", env={"PW": None})
-    assert (unset.code, list(tmp_path.iterdir())) == (1, [])
+    assert (unset.code, list(tmp_path.iterdir())) == (2, [])
     assert "PW" in unset.err
     assert run("keys", "init", "--out", tmp_path, "--password-env", "PW", "--no-password").code == 2
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
-from tests.packager.onnx_models import Array, Value, digits, gemm_model, if_model
+from onnx import TensorProto
+from tests.packager.onnx_models import Array, Value, digits, gemm_model, if_model, zipmap_model
 
 from skerry_contract.errors import ModelError
 from skerry_packager import graphs
@@ -53,18 +52,7 @@ def test_initializers_that_could_be_overridden_become_constant() -> None:
 
 
 def test_a_zipmap_becomes_a_plain_tensor() -> None:
-    """skl2onnx ends its classifiers in a list of dictionaries."""
-    model = gemm_model()
-    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
-    model.graph.node[3].output[0] = "inner"
-    model.graph.node.append(
-        helper.make_node("ZipMap", ["inner"], ["p"], domain="ai.onnx.ml", classlabels_int64s=list(range(10)))
-    )
-    kind = onnx.TypeProto()
-    kind.sequence_type.elem_type.map_type.key_type = TensorProto.INT64
-    kind.sequence_type.elem_type.map_type.value_type.tensor_type.elem_type = TensorProto.FLOAT
-    model.graph.output[0].type.CopyFrom(kind)
-    normal = normalize(model, samples())
+    normal = normalize(zipmap_model(), samples())
     assert normal.notes[0].startswith("ZipMap removed")
     [wanted] = Session(gemm_model().SerializeToString()).run(samples()[0])
     np.testing.assert_allclose(Session(normal.data).run(samples()[0])[0], wanted, rtol=1e-6)

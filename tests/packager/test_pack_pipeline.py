@@ -184,7 +184,7 @@ def test_options_and_data_that_cannot_work_are_refused(tmp_path: Path) -> None:
         pack(tmp_path, gemm_model(), max_drop=1.5)
     with pytest.raises(DataError, match="evaluation data: input 'x'"):
         pack(tmp_path, gemm_model(), evaluation={"x": np.zeros((50, 32), np.float32)})
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(InputError, match="No such file"):
         pack(tmp_path, gemm_model(), evaluation=tmp_path / "none.npz")
 
 
@@ -218,5 +218,19 @@ def test_a_model_with_nan_on_every_row_is_refused(tmp_path: Path) -> None:
         [numpy_helper.from_array(np.array(9, np.float32), "big")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    with pytest.raises(DataError, match="NaN or infinite"):
+    with pytest.raises(DataError, match=r"NaN or infinite values on every row .* though the data has none"):
         pack(tmp_path, model, evaluation={"x": splits()[1]["x"]})
+
+
+def test_nan_in_the_data_is_not_blamed_on_the_model(tmp_path: Path) -> None:
+    _, evaluation = splits()
+    rows = {"x": evaluation["x"].copy()}
+    rows["x"][17, 3] = np.nan
+    found = pack(tmp_path, gemm_model(), evaluation=rows)
+    assert "evaluation data: input 'x' has NaN or infinite values in row 17" in found.notes
+    assert found.metric == "top1-agreement", "one bad row does not change what is compared"
+    rows["x"][:] = np.nan
+    with pytest.raises(
+        DataError, match=r"input 'x' has NaN or infinite values in row \d+ and \d+ more: fp32"
+    ):
+        pack(tmp_path, gemm_model(), evaluation=rows)

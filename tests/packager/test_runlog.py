@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.packager.cli_runner import run as skerry
 
-from skerry_contract.errors import MemoryBudgetError, NotFoundError, StorageError
+from skerry_contract.errors import InputError, MemoryBudgetError, StorageError
 from skerry_packager.inspect import ModelInspection
 from skerry_packager.results import (
     Choice,
@@ -167,10 +168,50 @@ def test_a_file_that_is_no_log_is_named(tmp_path: Path, spoil: Callable[[Path], 
 
 
 def test_reading_does_not_make_a_log(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(InputError):
         RunLog(tmp_path / "runs.db", create=False)
     assert not list(tmp_path.iterdir())
-    assert skerry("runs", "list", "--run-log", tmp_path / "runs.db").code == 1
+    assert skerry("runs", "list", "--run-log", tmp_path / "runs.db").code == 2
+
+
+def test_a_log_of_the_first_schema_keeps_its_rows_and_takes_new_ones(log: RunLog) -> None:
+    log.record(packed())
+    log.close()
+    with sqlite3.connect(log.path) as db:
+        for column in (
+            "exact_bound", "score", "held_out_samples", "held_out_exact_bound", "held_out_score"
+        ):  # fmt: skip
+            db.execute(f"alter table variants drop column {column}")
+        db.execute("pragma user_version = 1")
+    db.close()
+    again = RunLog(log.path)
+    assert again.run(1)["variants"][1]["exact_bound"] is None
+    assert again.run(again.record(packed("other")))["variants"][1]["score"] == 0.96
+    assert "int8-store: chosen for pi" in skerry("runs", "show", "1", "--run-log", log.path).out
+
+
+def test_a_loss_of_zero_says_how_little_that_proves(log: RunLog) -> None:
+    same = replace(FIDELITY, candidate=0.97, drop=0.0, drop_bound=0.0, exact_bound=1 - 0.05 ** (1 / 200))
+    variants = [replace(variant, fidelity=same, held_out=same) for variant in VARIANTS[:2]]
+    log.record(replace(packed(), result=replace(result(), variants=(*variants, *VARIANTS[2:]))))
+    found = log.run(1)["variants"][1]
+    assert found["exact_bound"] == found["held_out_exact_bound"] == pytest.approx(0.0149, abs=1e-4)
+    shown = skerry("runs", "show", "1", "--run-log", log.path).out
+    assert "≤1.5% exact" in shown
+    assert "held-out: no disagreement in 200 rows (exact bound 1.5%)" in shown
+
+
+def test_the_table_says_what_its_figures_are_of(log: RunLog) -> None:
+    log.record(packed())
+    wide = skerry("runs", "show", "1", "--run-log", log.path)
+    assert "search loss" in wide.out
+    assert "RAM here" in wide.out
+    assert "0.9 ms" in wide.out
+    assert "held-out: loss +1.00%, at most +2.00% (95%)" in wide.out
+    narrow = skerry("runs", "show", "1", "--run-log", log.path, env={"COLUMNS": "80"}).out
+    assert "p50 here" not in narrow
+    table = narrow[narrow.index("variant ") : narrow.index("fp32: ")]
+    assert max(map(len, table.splitlines())) <= 80
 
 
 def test_the_commands_show_it(log: RunLog) -> None:

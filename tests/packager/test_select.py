@@ -66,6 +66,15 @@ def test_every_loser_is_told_why() -> None:
     assert choose(ALL, ANY, Objective.SIZE).lost["qdq-u8s8"] == "size 2.20 MiB; int8-store has 2.10 MiB"
 
 
+def test_sizes_that_look_equal_are_told_in_bytes() -> None:
+    one, other = tried("a", 0.79), tried("b", 0.7901)
+    assert choose([one, other], ANY, Objective.SIZE).lost["b"] == "size 828,479 bytes; a has 828,375 bytes"
+    close = choose([tried("a", 2, ratio=0.501), tried("b", 1, ratio=0.502)], ANY, Objective.LATENCY)
+    assert close.lost["b"] == "latency 0.5020 x fp32; a has 0.5010 x fp32"
+    with pytest.raises(SizeBudgetError, match="size 828,375 bytes, budget 828,374 bytes"):
+        choose([one], Target(name="t", size_bytes=828_374), Objective.SIZE)
+
+
 def test_fp32_is_a_candidate_itself() -> None:
     choice = choose([FP32, BAD], ANY, Objective.SIZE)
     assert choice.variants == ("fp32",)

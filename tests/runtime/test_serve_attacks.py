@@ -23,13 +23,15 @@ from skerry_runtime.worker.limits import ServeLimits
 
 INFER = "/v2/models/digits/infer"
 LIMITS = ServeLimits(
-    connections=4,
+    unix_connections=4,
+    tcp_connections=4,
     waiting=1,
     wait_s=20.0,
     head_bytes=2 * KIB,
     body_bytes=64 * KIB,
     bodies_bytes=96 * KIB,
     head_s=0.4,
+    tcp_head_s=0.4,
     body_s=0.4,
     idle_s=0.4,
 )
@@ -348,7 +350,7 @@ def test_a_full_queue_is_a_503_with_retry_after(tmp_path: Path) -> None:
 
 def test_too_many_connections_are_turned_away(server: LocalServer) -> None:
     wait_until(lambda: not server.http.in_flight, "quiet")
-    kept = [connect(server.unix) for _ in range(LIMITS.connections)]
+    kept = [connect(server.unix) for _ in range(LIMITS.unix_connections)]
     for client in kept:
         client.connect()
     answer = raw_exchange(server.unix, b"")

@@ -17,7 +17,8 @@ def main() -> None:
             raise
         print(
             "error: the skerry command needs packages that are not installed (click)\n"
-            "→ pip install 'skerry[packager]'; a device needs only skerry-runtime.",
+            "→ pip install 'skerry[packager]'; in a clone of the repository: pip install '.[packager]'; "
+            "a device needs only skerry-runtime.",
             file=sys.stderr,
         )
         raise SystemExit(2) from None

@@ -43,19 +43,19 @@ def list_alerts(client: FleetClient, as_json: bool) -> None:
         console.say("There are no alerts.")
         return
     console.table(
-        ("alert", "severity", "state", "since", "device", "model", "what"),
+        ("alert", "severity", "state", "since", "about", "what"),
         (
             (
                 alert.get("id"),
                 alert.get("severity"),
                 _state(alert),
                 console.time_of(alert.get("raised_ms")),
-                alert.get("device"),
-                alert.get("model"),
+                " ".join(str(alert[key]) for key in ("device", "model") if alert.get(key)),
                 alert.get("title"),
             )
             for alert in found
         ),
+        whole=("alert", "severity", "state", "since"),
     )
 
 

@@ -78,6 +78,7 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
     ),
     "runs": Lazy(_PACK, "skerry_packager.cli.runs:runs", "Look into the log of packaging runs."),
     "publish": Lazy(_RUN, "skerry_packager.cli.bundles:publish", "Upload a bundle to the fleet server."),
+    "models": Lazy(_RUN, "skerry_packager.cli.models:models", "See what was published to the fleet server."),
     "devices": Lazy(_RUN, "skerry_packager.cli.devices:devices", "See and enrol the devices of the fleet."),
     "rollout": Lazy(
         _RUN, "skerry_packager.cli.rollouts:rollout", "Bring a published version to the devices, in waves."
@@ -152,7 +153,9 @@ class Root(click.Group):
             if missing not in _EXTRA_OF:
                 raise
             message = f"this command needs packages that are not installed ({missing})"
-            self._complain(ctx, ConfigError.code, message, f"pip install 'skerry[{_EXTRA_OF[missing]}]'")
+            extra = f"[{_EXTRA_OF[missing]}]"
+            hint = f"pip install 'skerry{extra}'; in a clone of the repository: pip install '.{extra}'"
+            self._complain(ctx, ConfigError.code, message, hint)
             ctx.exit(2)
         except click.UsageError as error:
             if not ctx.meta["skerry.json"]:
@@ -241,9 +244,12 @@ def skerry() -> None:
     \b
     Exit codes:
       0  it worked
-      1  a check failed: the thing at hand is not acceptable
-      2  the command line, or a file that it names, is wrong
-      3  a server, a broker or a device cannot be reached
+      1  refused: a bundle, model or data set is not acceptable, nothing fits the budget, the server knows
+         no such thing or its state does not allow it, a token or password is missing or wrong, a rollout
+         that was watched did not complete, or a disk failed
+      2  the command line or a configuration is wrong, or a file, folder, profile, key or variable that it
+         names is missing or of the wrong kind
+      3  a server, a broker or a device cannot be reached, or is too busy
 
     With --json every command prints one JSON document; an error is {"error": {code, message, hint}}.
     """

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from skerry_contract.errors import ConflictError, StorageError
+from skerry_contract.errors import ConflictError, InputError, StorageError
 
 from .. import console
-from .options import json_option, label, with_client
+from .options import absolute_path, json_option, label, with_client
 
 if TYPE_CHECKING:
     from ..fleet_client import FleetClient
+
+DEFAULT_DATA_DIR: Final = "/var/lib/skerry"
 
 
 @click.group()
@@ -61,6 +63,7 @@ def list_devices(client: FleetClient, as_json: bool) -> None:
             )
             for device in found
         ),
+        whole=("device", "presence", "last seen"),
     )
 
 
@@ -94,13 +97,16 @@ def show(device: str, client: FleetClient, as_json: bool) -> None:
         ]
     )
     reports, desired = known.get("reported") or {}, known.get("desired") or {}
+    console.say()
     console.table(
         ("model", "desired", "runs", "variant", "phase", "error"),
         (
             _model_row(name, desired.get(name) or {}, reports.get(name) or {})
             for name in sorted({*reports, *desired})
         ),
+        whole=("model", "desired", "runs", "variant", "phase"),
     )
+    console.say()
     console.table(
         ("ran", "health", "from", "to", "digest"),
         (
@@ -109,10 +115,11 @@ def show(device: str, client: FleetClient, as_json: bool) -> None:
                 item.get("health"),
                 console.time_of(item.get("from_ms")),
                 console.time_of(item.get("to_ms")) or "now",
-                item.get("digest"),
+                console.short_digest(item.get("digest")),
             )
             for item in found.get("placements") or ()
         ),
+        whole=("health", "from", "to", "digest"),
     )
 
 
@@ -129,6 +136,15 @@ def show(device: str, client: FleetClient, as_json: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to write the device's configuration; DEVICE.toml if not given.",
 )
+@click.option(
+    "--data-dir",
+    type=absolute_path,
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    metavar="DIR",
+    help="Folder on the device for models and state. Without root there, name one of its user's own, such "
+    "as /home/pi/skerry.",
+)
 @with_client
 @json_option
 def add(
@@ -136,6 +152,7 @@ def add(
     labels: tuple[tuple[str, str], ...],
     device_class: str,
     out: Path | None,
+    data_dir: str,
     client: FleetClient,
     as_json: bool,
 ) -> None:
@@ -148,6 +165,7 @@ def add(
     Example:
       skerry devices add pi-7 --label site=gate-3 --class raspberry-pi-4 --out pi-7.toml
       scp pi-7.toml pi-7:/etc/skerry/device.toml
+      skerry devices add pi-8 --data-dir /home/pi/skerry
     """
     path = out or Path(f"{device}.toml")
     # The file is made first: a password that cannot be kept must not be asked for.
@@ -156,13 +174,13 @@ def add(
     except FileExistsError as error:
         raise ConflictError(f"{path} exists", hint="Choose another file by --out.") from error
     except OSError as error:
-        raise StorageError(
+        raise InputError(
             f"cannot write {path}: {error.strerror}", hint="Choose another file by --out."
         ) from error
     kept = False
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            answer = client.add_device(device, dict(labels), device_class)
+            answer = client.add_device(device, dict(labels), device_class, data_dir)
             file.write(str(answer.get("config_toml", "")))
             file.flush()
             os.fsync(file.fileno())
@@ -182,6 +200,27 @@ def add(
         return
     console.facts([("device", answer.get("id", device)), ("configuration", f"{path}  (holds its password)")])
     console.say(f"next: skerry-runtime run --config {path}")
+
+
+@devices.command()
+@click.argument("device", metavar="ID")
+@with_client
+@json_option
+def remove(device: str, client: FleetClient, as_json: bool) -> None:
+    """Remove a device from the fleet: its password is void at once.
+
+    It goes on with the model that it runs, and tells nobody any more. To bring it back, add it again and give
+    it the new configuration.
+
+    \b
+    Example:
+      skerry devices remove pi-7
+    """
+    client.remove_device(device)
+    if as_json:
+        console.print_json({"removed": device})
+        return
+    console.facts([("removed", device)])
 
 
 def _model_row(name: str, desired: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[object, ...]:

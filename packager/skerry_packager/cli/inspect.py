@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", metavar="MODEL_OR_BUNDLE", type=EXISTING_FILE)
+@click.option(
+    "--card",
+    is_flag=True,
+    help="Print the model card of a bundle: evaluation, lineage and limits, in Markdown.",
+)
 @json_option
-def inspect(file: Path, as_json: bool) -> None:
+def inspect(file: Path, card: bool, as_json: bool) -> None:
     """Say what a model or a bundle is, without trusting it.
 
     A model is loaded in a disposable process with limits and without network. Of a bundle, framing and
@@ -28,9 +33,13 @@ def inspect(file: Path, as_json: bool) -> None:
     Example:
       skerry inspect digits.onnx
       skerry inspect digits-1.0.0.skerry --json
+      skerry inspect digits-1.0.0.skerry --card | less
     """
     from ..bundles import describe, looks_like_bundle
 
+    if card:
+        _show_card(file, as_json)
+        return
     if looks_like_bundle(file):
         bundle = describe(file)
         console.print_json(bundle_as_json(bundle)) if as_json else show_bundle(bundle)
@@ -41,6 +50,23 @@ def inspect(file: Path, as_json: bool) -> None:
         step("loading the model in quarantine", 0, 1)
         model = inspect_model(file)
     console.print_json(_model_as_json(model)) if as_json else _show_model(model)
+
+
+def _show_card(file: Path, as_json: bool) -> None:
+    from ..bundles import looks_like_bundle, read_card
+
+    if not looks_like_bundle(file):
+        raise click.UsageError("--card needs a bundle: a model has no card before it is packed.")
+    text = read_card(file)
+    if as_json:
+        console.print_json({"kind": "card", "verified": False, "card": text})
+        return
+    console.say(text.rstrip("\n"))
+    _warn_unverified()
+
+
+def _warn_unverified() -> None:
+    console.warn("the signature was not checked: run 'skerry verify' with the engineer's public key")
 
 
 def bundle_as_json(bundle: BundleDescription) -> dict[str, Any]:
@@ -84,8 +110,9 @@ def show_bundle(bundle: BundleDescription) -> None:
             ("data", manifest.lineage.data_hash),
         ]
     )
+    console.say()
     console.table(
-        ("variant", "engine", "size", "RAM", "IR", "opset", "for profiles"),
+        ("variant", "engine", "size", "RAM at least", "IR", "opset", "for profiles"),
         (
             (
                 variant.id, variant.engine, console.size(variant.model.size),
@@ -94,10 +121,11 @@ def show_bundle(bundle: BundleDescription) -> None:
             )
             for variant in manifest.variants
         ),
-        right="size RAM IR opset",
+        right=("size", "RAM at least", "IR", "opset"),
+        whole=("variant", "engine"),
     )  # fmt: skip
     if not bundle.signed_by:
-        console.warn("the signature was not checked: run 'skerry verify' with the engineer's public key")
+        _warn_unverified()
 
 
 def _model_as_json(model: ModelInspection) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,27 @@ def wave(value: str) -> float | int:
     elif re.fullmatch(r"[1-9]\d{0,8}", text):
         return int(text)
     raise click.BadParameter(f"{text!r} is no wave; write 20% of the devices, or 3 for three devices.")
+
+
+def absolute_path(value: str) -> str:
+    """A path on a device, from its root."""
+    text = str(value)
+    if not text.startswith("/") or "\0" in text or any(part == ".." for part in text.split("/")):
+        raise click.BadParameter(f"{text!r} is no absolute path; write /var/lib/skerry or the like.")
+    return text
+
+
+class Limit(click.FloatRange):
+    """A finite number, not so small that it would be rounded to nothing: 0 means no limit."""
+
+    def __init__(self, least: float = 0.001) -> None:
+        super().__init__(least)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no limit.", param, ctx)
+        return number
 
 
 def label(value: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from ..packing import MONITORS, OwnBudgets, Packed, PackRequest, megabytes
 from ..packing import pack as pack_model
 from ..results import Objective
 from ..runlog import variant_row
-from .options import EXISTING_FILE, json_option, loss
+from .options import EXISTING_FILE, Limit, json_option, loss
 from .runs import run_log_option, show_variants
 
 _STEPS: Final = {
@@ -48,7 +48,8 @@ _STEPS: Final = {
     "--evaluation",
     required=True,
     metavar="DATA",
-    help="Rows that judge: .npz with one array per input and 'y' for labels, .npy, or module:function.",
+    help="Rows that judge: .npz with one array per input and 'y' or 'labels' for labels, .npy, or "
+    "module:function. Labels let accuracy judge; without them agreement with fp32 does.",
 )
 @click.option(
     "--calibration",
@@ -125,19 +126,19 @@ _STEPS: Final = {
 )
 @click.option(
     "--budget-ram",
-    type=click.FloatRange(1),
+    type=Limit(1),
     metavar="MB",
     help="Memory of a worker process, instead of the profiles'.",
 )
 @click.option(
     "--budget-size",
-    type=click.FloatRange(0, min_open=True),
+    type=Limit(),
     metavar="MB",
     help="Size of the model, instead of the profiles'.",
 )
 @click.option(
     "--budget-latency-ms",
-    type=click.FloatRange(0, min_open=True),
+    type=Limit(),
     metavar="MS",
     help="95th percentile on a device, instead of the profiles'; devices check it themselves.",
 )
@@ -205,7 +206,7 @@ def pack(
         budgets=OwnBudgets(
             ram_bytes=megabytes(budget_ram or 0),
             size_bytes=megabytes(budget_size or 0),
-            latency_p95_us=int((budget_latency_ms or 0) * 1000),
+            latency_p95_us=round((budget_latency_ms or 0) * 1000),
         ),
         run_log=run_log,
     )
@@ -249,6 +250,7 @@ def _as_json(packed: Packed, run_log: Path) -> dict[str, Any]:
         "key_id": packed.key_id,
         "task": result.task,
         "metric": result.metric,
+        "judged_by": _judged_by(packed),
         "objective": str(result.objective),
         "max_drop": result.max_drop,
         "chosen": result.chosen,
@@ -269,9 +271,51 @@ def _as_json(packed: Packed, run_log: Path) -> dict[str, Any]:
     }
 
 
+def _judged_by(packed: Packed) -> dict[str, Any] | None:
+    """What had the last word, and how good fp32 and the best variant are by it."""
+    best = packed.result.variant(packed.result.chosen[0])
+    judged = best.held_out
+    if judged is None:
+        return None
+    return {
+        "metric": judged.metric,
+        "labels": packed.result.labelled,
+        "split": judged.split,
+        "rows": judged.samples,
+        "fp32": judged.reference,
+        "variant": best.name,
+        "value": judged.candidate,
+    }
+
+
+_MEASURES: Final = {
+    "accuracy": ("accuracy", "{:.1%}"),
+    "mae": ("mean absolute error", "{:.4g}"),
+    "top1-agreement": ("agreement with fp32", "{:.1%}"),
+    "cosine": ("cosine similarity with fp32", "{:.4f}"),
+    "sqnr": ("noise against fp32 (relative power)", "{:.2g}"),
+}
+"""Metric -> what it is called, and how its figure is written."""
+
+
+def _verdict_line(packed: Packed) -> str:
+    judged = _judged_by(packed)
+    if judged is None:
+        return ""
+    what, form = _MEASURES[judged["metric"]]
+    figures = [f"{judged['variant']} {form.format(judged['value'])}"]
+    if judged["labels"]:
+        figures = list(dict.fromkeys([f"fp32 {form.format(judged['fp32'])}", *figures]))
+    rows = f"{judged['rows']} {judged['split']} rows"
+    if judged["labels"]:
+        return f"judged by {what} on {rows} (labels found): {', '.join(figures)}"
+    return f"no labels: judged by {what} on {rows}: {', '.join(figures)}"
+
+
 def _show(packed: Packed, run_log: Path) -> None:
     result = packed.result
     show_variants(_rows(packed))
+    console.say(_verdict_line(packed))
     for note in result.notes:
         console.say(f"note: {note}", style="dim")
     for choice in result.choices:

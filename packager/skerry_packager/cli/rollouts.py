@@ -204,10 +204,12 @@ def _news(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         for device in stage.get("devices") or ():
             if device.get("phase"):
                 news.append((f"wave {number}, {device.get('device')}", _phase(device)))
-        if _verdict(stage):
-            news.append((f"wave {number}, gate", _verdict(stage)))
-    reason = f" ({state['reason']})" if state.get("reason") else ""
-    return [*news, ("rollout", f"{state.get('state')}{reason}")]
+        decision, reasons = _verdict(stage)
+        if decision:
+            # While it holds, the devices' own lines tell the rest of its reasons.
+            told = reasons[:1] if decision == "hold" else reasons
+            news.append((f"gate {number}", ". ".join([decision, " ".join(told)]) if told else decision))
+    return [*news, ("rollout", ". ".join([str(state.get("state")), *_own_reason(state)]))]
 
 
 def _show(state: Mapping[str, Any]) -> None:
@@ -216,39 +218,59 @@ def _show(state: Mapping[str, Any]) -> None:
             ("rollout", state.get("id")),
             ("model", f"{state.get('model')} {state.get('version')}"),
             ("state", state.get("state")),
-            ("reason", state.get("reason")),
+            ("reason", " ".join(_own_reason(state))),
         ]
     )
+    console.say()
+    waves = list(enumerate(state.get("waves") or (), 1))
     console.table(
-        ("wave", "device", "phase", "gate"),
-        (row for number, stage in enumerate(state.get("waves") or (), 1) for row in _rows(number, stage)),
+        ("wave", "reaches", "device", "phase", "error"),
+        (row for number, stage in waves for row in _rows(number, stage)),
+        right=("wave",),
+        whole=("reaches", "device", "phase"),
     )
+    for number, stage in waves:
+        decision, reasons = _verdict(stage)
+        if decision:
+            console.say(f"gate {number}: {decision}")
+            for reason in reasons:
+                console.say(f"  {reason}")
 
 
 def _rows(number: int, stage: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    """A line for each device; the gate's verdict stands in the first one."""
-    members = [(device.get("device"), _phase(device)) for device in stage.get("devices") or ()] or [("", "")]
-    first = f"{number} ({stage.get('reaches')})"
+    """A line for each device, one for a wave without any."""
+    devices: list[Mapping[str, Any]] = list(stage.get("devices") or ()) or [{}]
     return [
-        (first if not index else "", device, phase, _verdict(stage) if not index else "")
-        for index, (device, phase) in enumerate(members)
+        (number, stage.get("reaches"), device.get("device"), _state(device), _error(device))
+        for device in devices
     ]
 
 
-def _phase(device: Mapping[str, Any]) -> str:
+def _state(device: Mapping[str, Any]) -> str:
+    text = str(device.get("phase") or "")
+    return f"{text} (offline)" if text and device.get("unknown") else text
+
+
+def _error(device: Mapping[str, Any]) -> str:
     error = device.get("error") or {}
-    text = str(device.get("phase"))
-    if error.get("code"):
-        return f"{text} ({error['code']}: {error.get('message', '')})"
-    return f"{text} (offline)" if device.get("unknown") else text
+    return f"{error['code']}: {error.get('message', '')}" if error.get("code") else ""
 
 
-def _verdict(stage: Mapping[str, Any]) -> str:
+def _phase(device: Mapping[str, Any]) -> str:
+    return f"{device.get('phase')} ({_error(device)})" if _error(device) else _state(device)
+
+
+def _verdict(stage: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What the gate of a wave says, and why, in whole sentences."""
     verdict = stage.get("verdict") or {}
-    if not verdict.get("decision"):
-        return ""
-    reasons = "; ".join(map(str, verdict.get("reasons") or ()))
-    return f"{verdict['decision']}: {reasons}" if reasons else str(verdict["decision"])
+    return str(verdict.get("decision") or ""), [str(reason) for reason in verdict.get("reasons") or ()]
+
+
+def _own_reason(state: Mapping[str, Any]) -> list[str]:
+    """Why a rollout is where it is, unless a gate has said the same."""
+    reason = str(state.get("reason") or "")
+    said = {" ".join(_verdict(stage)[1]) for stage in state.get("waves") or ()}
+    return [reason] if reason and reason not in said else []
 
 
 def _list(rollouts: list[Mapping[str, Any]], as_json: bool) -> None:
@@ -259,17 +281,17 @@ def _list(rollouts: list[Mapping[str, Any]], as_json: bool) -> None:
         console.say("There was no rollout yet: 'skerry rollout start' starts one.")
         return
     console.table(
-        ("rollout", "model", "state", "wave", "devices", "started", "reason"),
+        ("rollout", "model", "state", "wave", "started", "devices"),
         (
             (
                 item.get("id"),
                 f"{item.get('model')} {item.get('version')}",
                 item.get("state"),
                 f"{item.get('wave')} of {item.get('wave_count')}",
-                ", ".join(f"{count} {phase}" for phase, count in (item.get("phases") or {}).items()),
                 console.time_of(item.get("created_ms")),
-                item.get("reason"),
+                ", ".join(f"{count} {phase}" for phase, count in (item.get("phases") or {}).items()),
             )
             for item in rollouts
         ),
+        whole=("rollout", "state", "wave", "started"),
     )

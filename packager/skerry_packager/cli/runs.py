@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from .. import console
+from ..results import FP32, no_disagreement
 from .options import json_option
+
+_ROOMY: Final = 96
+"""Characters of a line that has room for every column."""
+_DISPENSABLE: Final = ("ratio", "p50 here")
 
 run_log_option = click.option(
     "--run-log",
@@ -67,7 +72,8 @@ def list_runs(name: str, limit: int, run_log: Path, as_json: bool) -> None:
             )
             for run in found
         ),
-        right="run",
+        right=("run",),
+        whole=("started", "outcome", "bundle"),
     )
 
 
@@ -108,25 +114,55 @@ def show_variants(variants: list[Mapping[str, Any]] | list[dict[str, Any]]) -> N
     """The table of every variant tried, from rows as `skerry_packager.runlog.variant_row` makes them."""
     if not variants:
         return
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], object]]] = [
+        ("variant", lambda row: row["name"]),
+        ("size", lambda row: console.size(row["size"])),
+        ("ratio", lambda row: _number(row["size_ratio"], "{:.2f}")),
+        ("search loss", lambda row: _number(row["drop"], "{:+.2%}")),
+        ("95% bound", _bound),
+        ("p50 here", lambda row: _milliseconds(row["latency_p50_us"])),
+        ("vs fp32", lambda row: _number(row["latency_ratio"], "x{:.2f}")),
+        ("RAM here", lambda row: console.size(row["ram_measured_bytes"])),
+        ("verdict", lambda row: row["verdict"]),
+    ]
+    if console.width() < _ROOMY:
+        columns = [column for column in columns if column[0] not in _DISPENSABLE]
+    titles = [title for title, _ in columns]
     console.table(
-        ("variant", "size", "ratio", "loss", "95%", "latency", "RAM", "verdict"),
-        (
-            (
-                row["name"],
-                console.size(row["size"]),
-                _number(row["size_ratio"], "{:.2f}"),
-                _number(row["drop"], "{:+.2%}"),
-                _number(row["drop_bound"], "≤{:+.2%}"),
-                _number(row["latency_ratio"], "x{:.2f}"),
-                console.size(row["ram_bytes"]),
-                row["verdict"],
-            )
-            for row in variants
-        ),
-        right="size ratio loss 95% latency RAM",
+        titles,
+        ([cell(row) for _, cell in columns] for row in variants),
+        right=set(titles) - {"variant", "verdict"},
+        whole=("variant", "verdict"),
     )
+    console.say()
     for row in variants:
-        console.say(f"{row['name']}: {_why(row)}")
+        console.say(f"{row['name']}: {'; '.join([_why(row), *_confirmed(row)])}")
+    for rows, bound in {(row["samples"], row["exact_bound"]) for row in variants if row["exact_bound"]}:
+        console.say(
+            f"exact: {no_disagreement(rows, bound)}, where the bootstrap that decides gives 0", style="dim"
+        )
+
+
+def _bound(row: Mapping[str, Any]) -> str:
+    """Upper end of the loss; where no row differed the bootstrap knows none, and the exact one is told."""
+    if row["name"] == FP32:
+        return ""
+    return _number(row["exact_bound"], "≤{:.1%} exact") or _number(row["drop_bound"], "≤{:+.2%}")
+
+
+def _confirmed(row: Mapping[str, Any]) -> list[str]:
+    """What the rows said that no choice had seen."""
+    if row["name"] == FP32 or row["held_out_drop"] is None:
+        return []
+    if row["held_out_exact_bound"] is not None:
+        return [f"held-out: {no_disagreement(row['held_out_samples'], row['held_out_exact_bound'])}"]
+    return [f"held-out: loss {row['held_out_drop']:+.2%}, at most {row['held_out_bound']:+.2%} (95%)"]
+
+
+def _milliseconds(microseconds: float | None) -> str:
+    if microseconds is None:
+        return ""
+    return f"{microseconds / 1000:.3g} ms" if microseconds < 100_000 else f"{microseconds / 1000:.0f} ms"
 
 
 def _number(value: float | None, form: str) -> str:

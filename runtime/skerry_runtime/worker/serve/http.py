@@ -4,10 +4,14 @@ Guarantee of a swap: after `begin_drain` no connection is taken on, every reques
 one until the deadline is answered (with ``Connection: close``), and only connections without a request
 are closed then. On a Unix socket that last step is atomic: the kernel refuses what is sent after it, so a
 client never wonders whether its request was seen.
+
+Guarantee of a crowd: clients of one kind of socket never take a place of the other kind; a full house lets
+go who has waited longest without a request, strangers first; a refused client can read why.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import socket
@@ -20,6 +24,7 @@ from contextlib import suppress
 from ..limits import ServeLimits
 from .access import check_tcp
 from .api import RETRY, Api
+from .farewell import Farewell
 from .wire import Head, HttpError, parse_head, write_head
 
 _POLL_S = 5.0
@@ -44,6 +49,8 @@ class HttpServer:
         self._listeners = tuple(listeners)
         self.api, self.limits, self.token = api, limits, token
         self.bodies = ByteBudget(limits.bodies_bytes)
+        self.farewell = Farewell(limits)
+        self._places = {"unix": limits.unix_connections, "tcp": limits.tcp_connections}
         self._changed = threading.Condition()
         self._connections: set[Connection] = set()
         self._accepting = False
@@ -92,6 +99,7 @@ class HttpServer:
         self._acceptor.join()
         os.close(self._wake_read)
         os.close(self._wake_write)
+        self.farewell.close()
 
     @property
     def in_flight(self) -> int:
@@ -150,11 +158,7 @@ class HttpServer:
             time.sleep(0.05)  # out of descriptors or memory: some connection will end
             return
         connection = Connection(self, sock, kind)
-        with self._changed:
-            full = len(self._connections) >= self.limits.connections
-            if not full:
-                self._connections.add(connection)
-        if full:
+        if not self._admit(connection):
             connection.turn_away()
             return
         try:
@@ -163,18 +167,36 @@ class HttpServer:
             self.forget(connection)
             connection.turn_away()
 
+    def _admit(self, connection: Connection) -> bool:
+        """Whether there is a place for it, if need be that of another of its kind."""
+        with self._changed:
+            same = [c for c in self._connections if c.kind == connection.kind and not c.evicted]
+            if len(same) >= self._places[connection.kind]:
+                same.sort(key=lambda other: (other.known, other.waiting_since))
+                if not any(other.evict() for other in same):
+                    return False
+            self._connections.add(connection)
+            return True
+
 
 class Connection:
     """One client; `run` is its thread."""
 
     def __init__(self, server: HttpServer, sock: socket.socket, kind: str) -> None:
-        self._server, self._sock, self._kind = server, sock, kind
+        self._server, self._sock, self.kind = server, sock, kind
+        self._head_s = server.limits.tcp_head_s if kind == "tcp" else server.limits.head_s
         self._buffer = bytearray()
+        self.waiting_since = time.monotonic()
+        """For a request, or for the rest of its head; infinite while one is worked on."""
+        self.known = False
+        """Whether it ever sent a head that passed."""
+        self.evicted = False
+        """Its place is another's; it closes as soon as it can."""
         self.busy = False
         """Between the first byte of a request and the last of its answer."""
         if kind == "tcp":
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _set_timeout(sock, socket.SO_RCVTIMEO, min(_POLL_S, server.limits.head_s, server.limits.body_s))
+        _set_timeout(sock, socket.SO_RCVTIMEO, min(_POLL_S, self._head_s, server.limits.body_s))
         _set_timeout(sock, socket.SO_SNDTIMEO, server.limits.write_s)
 
     def run(self) -> None:
@@ -202,16 +224,26 @@ class Connection:
         """End in the middle."""
         self._shutdown(socket.SHUT_RDWR)
 
+    def evict(self) -> bool:
+        """Give up the place; False if a request is there or may still come soon."""
+        try:
+            if self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                return False  # it arrived this very moment
+        except OSError:
+            pass  # nothing is there
+        if time.monotonic() - self.waiting_since < self._server.limits.spare_s:  # asked second, as above
+            return False
+        self.evicted = True
+        self._shutdown(socket.SHUT_RD)  # a head that just became whole is still answered
+        return True
+
     def turn_away(self) -> None:
         """Say that the server is full."""
-        refusal = self._server.api.refusal(HttpError(503, "too many connections", headers=[RETRY]))
-        try:
-            self._sock.send(write_head(refusal, close=True) + b"".join(refusal.body), socket.MSG_DONTWAIT)
-            self._end_politely()
-        except OSError:
-            pass  # the client is gone, or takes nothing
-        finally:
-            self._sock.close()
+        self._server.farewell.part(self._sock, self.kind, self._refusal(_crowded()))
+
+    def _refusal(self, error: HttpError) -> bytes:
+        refusal = self._server.api.refusal(error)
+        return b"".join([write_head(refusal, close=True), *refusal.body])
 
     def _shutdown(self, how: int) -> None:
         with suppress(OSError):  # it may have ended by itself
@@ -222,13 +254,18 @@ class Connection:
         if not self._buffer and not self._wait_for_request():
             return False
         reserved = 0
+        self.waiting_since = time.monotonic()
         self.busy = True
         try:
             head = self._read_head()
             if head is None:
+                if self.evicted:
+                    raise _crowded()
                 return False
-            if self._kind == "tcp":
+            self.waiting_since = math.inf
+            if self.kind == "tcp":
                 check_tcp(head, self._server.token)
+            self.known = True
             if head.length > self._server.limits.body_bytes:
                 raise HttpError(413, f"a body has at most {self._server.limits.body_bytes} bytes")
             if not self._server.bodies.reserve(head.length):
@@ -239,18 +276,18 @@ class Connection:
                 return False
             return self._answer(head, body)
         except HttpError as error:
-            refusal = self._server.api.refusal(error)
-            self._sock.sendall(write_head(refusal, close=True) + b"".join(refusal.body))
-            self._end_politely()
+            self._sock.sendall(self._refusal(error))
+            self._server.farewell.part(socket.socket(fileno=self._sock.detach()), self.kind)
             return False
         finally:
             self._server.bodies.release(reserved)
+            self.waiting_since = time.monotonic()
             self.busy = False
 
     def _answer(self, head: Head, body: bytearray) -> bool:
         api = self._server.api
         served = api.serve(head, memoryview(body).toreadonly())
-        close = not head.keep_alive or not self._server.accepting
+        close = not head.keep_alive or not self._server.accepting or self.evicted
         pieces = [write_head(served.response, close=close), *served.response.body]
         try:
             self._sock.sendall(b"".join(pieces))
@@ -273,7 +310,7 @@ class Connection:
 
     def _read_head(self) -> Head | None:
         """None if the client left before its request was whole."""
-        give_up = time.monotonic() + self._server.limits.head_s
+        give_up = time.monotonic() + self._head_s
         searched = 0
         while True:
             while self._buffer.startswith(b"\r\n"):
@@ -346,6 +383,10 @@ class ByteBudget:
         """Give back."""
         with self._lock:
             self._left += size
+
+
+def _crowded() -> HttpError:
+    return HttpError(503, "too many connections", headers=[RETRY])
 
 
 def _set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
