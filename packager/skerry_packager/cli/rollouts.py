@@ -191,7 +191,11 @@ def _watch(client: FleetClient, rollout_id: str, as_json: bool) -> None:
                     console.say(f"{subject}: {news}")
         if state.get("final"):
             break
-        time.sleep(_POLL_S)
+        try:
+            time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            console.warn(f"the rollout goes on: 'skerry rollout status {rollout_id}' shows it")
+            click.get_current_context().exit(130)
     console.print_json(state) if as_json else _show(state)
     if state.get("state") != "completed":
         click.get_current_context().exit(1)

@@ -285,11 +285,11 @@ class Story:
 
     def enrol(self, device: str) -> None:
         self.skerry(
-            "devices", "add", device, "--label", f"site={device[:4]}", "--out", str(self.config(device))
-        )
+            "devices", "add", device, "--label", f"site={device[:4]}",
+            "--data-dir", str(self.folder / device), "--out", str(self.config(device)),
+        )  # fmt: skip
         port = self.uplink_port if device == DEVICES[-1] else self.broker_port
         wanted = {
-            "data_dir": json.dumps(str(self.folder / device)),
             "port": str(port),
             "ram_mb": str(RAM_BUDGET_MB),
             "seconds": str(WINDOW_S),
