@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ import onnx
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from tests.builders import new_signer
-from tests.runtime.model_zoo import ZooModel, digit_images
+from tests.runtime import impatient_daemon
+from tests.runtime.model_zoo import ZooModel, counting_loop, digit_images
 from tests.runtime.model_zoo import digits as digits_model
 from tests.waiting import wait_until
 
 from skerry_contract import signing
 from skerry_contract.bundle import write_bundle
-from skerry_contract.digests import Digest, digest_of
+from skerry_contract.digests import Digest, digest_of, hex_of
 from skerry_contract.envelope import seal
 from skerry_contract.errors import UnavailableError
 from skerry_contract.frames import BlockFrame, OutboxFrame
@@ -104,9 +105,13 @@ def make_bundle(
     release: int = 1,
     model: ZooModel | None = None,
     wrong_golden: bool = False,
+    answers: Sequence[Mapping[str, np.ndarray]] = (),
     **changes: Any,
 ) -> Made:
-    """A bundle of a real model; what it must answer is what the engine answers, unless it is made wrong."""
+    """A bundle of a real model; what it must answer is what the engine answers, unless it is made wrong.
+
+    ``answers`` are taken instead of running the model, which may never end.
+    """
     zoo = model or digits_model()
     blobs: dict[Digest, bytes] = {}
 
@@ -114,8 +119,9 @@ def make_bundle(
         blobs[digest_of(data)] = data
         return BlobRef(digest=digest_of(data), size=len(data))
 
-    session = import_engine("onnx").load(zoo.data)
-    answers = [session.run(sample) for sample in zoo.golden]
+    if not answers:
+        session = import_engine("onnx").load(zoo.data)
+        answers = [session.run(sample) for sample in zoo.golden]
     if wrong_golden:
         answers = [{name: value + 1 for name, value in answer.items()} for answer in answers]
     manifest = Manifest(
@@ -147,11 +153,17 @@ def make_bundle(
     )
 
 
-def other_digits() -> ZooModel:
+def other_digits(producer: str = "another training run") -> ZooModel:
     """The same digit reader as other bytes."""
     model = onnx.load_from_string(digits_model().data)
-    model.producer_name = "another training run"
+    model.producer_name = producer
     return replace(digits_model(), data=model.SerializeToString())
+
+
+def endless(signer: signing.EcdsaSigner, **changes: Any) -> Made:
+    """A bundle that says to read digits; its self-test burns the processor for centuries."""
+    model = replace(counting_loop(), name="digits", golden=({"times": np.array([1 << 60], np.int64)},))
+    return make_bundle(signer, model=model, answers=[{"count": np.zeros(1, np.float32)}], **changes)
 
 
 def _stacked(prefix: str, specs: Any, samples: Any) -> bytes:
@@ -333,6 +345,10 @@ class Device:
     headquarters: Headquarters | None = None
     password: str = "any"
     extra: str = ""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """Constants of the agent that are other ones here; see `impatient_daemon`."""
+    tracer: Sequence[str] = ()
+    """A command in front of the daemon's, which must become the daemon."""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -361,15 +377,14 @@ class Device:
     def start(self) -> None:
         self.write_config()
         with self.log.open("ab") as log:
-            command = [
-                sys.executable,
-                "-m",
-                "skerry_runtime.cli",
-                "run",
-                "--config",
-                str(self.config),
-            ]
-            self.process = subprocess.Popen([*command, "--log", "text"], stderr=log, stdin=subprocess.DEVNULL)
+            command = [*self.tracer, sys.executable]
+            if self.settings:
+                changes = (f"{name}={value}" for name, value in self.settings.items())
+                command += [impatient_daemon.__file__, *changes, "--"]
+            else:
+                command += ["-m", "skerry_runtime.cli"]
+            command += ["run", "--config", str(self.config), "--log", "text"]
+            self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
         wait_until(self.is_up, "the daemon")
 
     def is_up(self) -> bool:
@@ -406,6 +421,23 @@ class Device:
         with bundle.open("rb") as file:
             result: dict[str, Any] = self._ask({"do": "install"}, (file.fileno(),))
         return result
+
+    def workers(self, role: str) -> list[int]:
+        """Process numbers of the zygote's children of a role, ``serve`` or ``preflight``."""
+        zygote = self.status()["zygote_pid"]
+        found = []
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                lines = dict(
+                    line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line
+                )
+                right = lines["PPid"] == str(zygote) and lines["Name"] == f"skerry-{role}"[:15]
+                if right and not lines["State"].startswith("Z"):
+                    found.append(int(lines["Pid"]))
+        return found
+
+    def quarantined(self, made: Made) -> bool:
+        return (self.data / "models" / made.manifest.name / "state" / "bad" / hex_of(made.digest)).exists()
 
     def wait_state(self, state: str, version: str = "", name: str = "digits") -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
 import socket
+import time
 import urllib.request
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tests.runtime.agent_world import (
     Hammer,
     Headquarters,
     free_port,
+    infer,
     make_bundle,
     other_digits,
     running,
@@ -30,6 +33,7 @@ from tests.waiting import wait_until
 from skerry_contract.digests import hex_of
 from skerry_contract.errors import NotFoundError, SelfTestError, SignatureError
 from skerry_contract.signing import EcdsaSigner
+from skerry_runtime.agent.daemon import STOP_SECONDS
 
 
 def fill_up(path: Path) -> None:
@@ -151,6 +155,20 @@ def test_an_operator_rolls_back_and_the_bundle_is_not_taken_again(
     assert device.infer()["model_version"] == "1.0.0"
 
 
+def test_a_stop_right_after_a_rollback_does_not_wait_for_the_worker_that_was_left(
+    device: Device, headquarters: Headquarters, signer: EcdsaSigner
+) -> None:
+    for release in (1, 2):
+        made = make_bundle(signer, version=f"{release}.0.0", release=release)
+        headquarters.publish_bundle(made)
+        headquarters.desire(made, probation=QUICK)
+        device.wait_state("confirmed", made.manifest.version)
+    device.ask("rollback")
+    began = time.monotonic()
+    assert device.stop() == 0
+    assert time.monotonic() - began < STOP_SECONDS / 2
+
+
 def test_two_models_have_sockets_of_their_own(loner: Device, tmp_path: Path, signer: EcdsaSigner) -> None:
     loner.install(make_bundle(signer).write(tmp_path))
     loner.install(make_bundle(signer, model=logarithm()).write(tmp_path))
@@ -178,6 +196,45 @@ def test_the_first_model_of_a_device_that_fails_leaves_nothing_that_answers(
     # A person may try it again, and it fails again.
     with pytest.raises(SelfTestError):
         loner.install(make_bundle(signer, wrong_golden=True).write(tmp_path))
+
+
+@pytest.mark.parametrize("alive", [False, True], ids=["crashed", "over its budget"])
+def test_the_first_model_of_a_device_that_is_rolled_back_leaves_nothing_that_answers(
+    tmp_path: Path, signer: EcdsaSigner, alive: bool
+) -> None:
+    """Also if its worker lives on for a while, to finish its answers."""
+    device = Device(tmp_path, signer, extra=f'[serve]\nhttp = "127.0.0.1:{free_port()}"\n')
+    with running(device):
+        device.install(make_bundle(signer).write(tmp_path))
+        health = wait_until(lambda: device.model()["health"], "a report")
+        if alive:
+            device.stop()
+            device.extra += f"[budgets]\nram_mb = {health['rss_bytes'] / (1 << 20) + 6:.2f}\n"
+            shutil.rmtree(device.data)
+            device.start()
+            device.install(make_bundle(signer).write(tmp_path))
+            while device.model()["state"] == "probation":
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    infer(device.data / "run" / "skerry.sock", rows=1797)
+        else:
+            os.kill(device.model()["active"]["pid"], signal.SIGSEGV)
+        device.wait_state("rolled_back", "1.0.0")
+        status = device.status()
+        assert status["models"]["digits"]["active"] is None
+        host, _, port = status["serve"]["http"].rpartition(":")
+        with pytest.raises(ConnectionRefusedError):
+            device.infer()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), 5)
+        if alive:
+            device.stop()
+            device.extra = device.extra.partition("[budgets]")[0]
+            device.start()
+        device.install(make_bundle(signer, version="2.0.0", release=2).write(tmp_path))
+        assert device.infer()["model_version"] == "2.0.0"
+        assert device.status()["serve"]["http"] == f"{host}:{port}"
+        with urllib.request.urlopen(f"http://{host}:{port}/v2/models/digits", timeout=10) as answer:
+            assert answer.status == 200
 
 
 def test_a_bundle_file_of_an_unknown_key_is_refused(loner: Device, tmp_path: Path) -> None:

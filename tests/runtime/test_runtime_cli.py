@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.builders import new_signer
-from tests.runtime.agent_world import Device, make_bundle, running
+from tests.runtime.agent_world import QUICK, Device, Headquarters, Made, make_bundle, running
 from tests.runtime.model_zoo import digit_images
 from tests.waiting import wait_until
 
@@ -203,6 +203,79 @@ def test_rolling_back_without_a_daemon(idle: Device, tmp_path: Path, signer: Ecd
     done = run("rollback", "digits", config=idle.config)
     assert done.returncode == 1
     assert "no earlier generation" in done.stderr
+
+
+def test_rolling_back_without_a_daemon_returns_to_the_last_good_one(
+    device: Device, headquarters: Headquarters, signer: EcdsaSigner
+) -> None:
+    second = _confirm_two(device, headquarters, signer)
+    assert device.stop() == 0
+    done = run("rollback", config=device.config)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "digits 1.0.0 will answer when the daemon starts; the version that was left is quarantined.\n"
+    )
+    # Once: there is no version before that one.
+    again = run("rollback", config=device.config)
+    assert again.returncode == 1
+    assert "no earlier" in again.stderr
+    device.start()
+    assert device.infer()["model_version"] == "1.0.0"
+    model = device.wait_state("rolled_back", "2.0.0")
+    assert (model["error"]["code"], model["active"]["version"]) == ("conflict", "1.0.0")
+    assert device.quarantined(second)
+    # The fleet is told, and its order is not obeyed any more.
+    report = headquarters.wait_report(lambda r: r["phase"] == "rolled_back")
+    assert report["active_version"] == "1.0.0"
+    headquarters.desire(second, probation=QUICK)
+    wait_until(lambda: device.status()["fleet"]["revision"] == 3, "the order")
+    assert device.infer()["model_version"] == "1.0.0"
+    # A person may change his mind.
+    assert device.install(second.write(device.folder))["state"] == "probation"
+    assert device.infer()["model_version"] == "2.0.0"
+
+
+def test_what_waits_for_the_daemon_can_be_taken_back(
+    device: Device, headquarters: Headquarters, signer: EcdsaSigner
+) -> None:
+    _confirm_two(device, headquarters, signer)
+    device.stop()
+    third = make_bundle(signer, version="3.0.0", release=3)
+    assert run("install", third.write(device.folder), config=device.config).returncode == 0
+    done = run("rollback", "digits", "--json", config=device.config)
+    assert json.loads(done.stdout) == {"name": "digits", "version": "2.0.0"}
+    device.start()
+    assert device.infer()["model_version"] == "2.0.0"
+    assert device.quarantined(third)
+    assert "3.0.0: probation" not in device.log.read_text()
+    assert device.ask("rollback") == {"name": "digits", "version": "1.0.0"}, (
+        "the last good one is still there"
+    )
+
+
+def test_rolling_back_below_the_security_floor_is_refused_and_changes_nothing(
+    device: Device, headquarters: Headquarters, signer: EcdsaSigner
+) -> None:
+    second = _confirm_two(device, headquarters, signer, security_floor=2)
+    device.stop()
+    done = run("rollback", config=device.config)
+    assert done.returncode == 1
+    assert "below the security floor 2" in done.stderr
+    assert not device.quarantined(second)
+    device.start()
+    assert device.infer()["model_version"] == "2.0.0"
+    assert device.model()["state"] == "confirmed"
+
+
+def _confirm_two(
+    device: Device, headquarters: Headquarters, signer: EcdsaSigner, **of_the_second: Any
+) -> Made:
+    first, second = make_bundle(signer), make_bundle(signer, version="2.0.0", release=2, **of_the_second)
+    for made in (first, second):
+        headquarters.publish_bundle(made)
+        headquarters.desire(made, probation=QUICK)
+        device.wait_state("confirmed", made.manifest.version)
+    return second
 
 
 def test_a_file_that_is_not_there(idle: Device, tmp_path: Path) -> None:

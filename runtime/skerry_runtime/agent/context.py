@@ -36,6 +36,8 @@ class Context:
     """The report changed: tell the fleet."""
     window: Callable[[Window], None]
     """A window was closed."""
+    obey: Callable[[], None]
+    """Look again at the fleet's last order."""
     idle: Callable[[], bool]
     """No model is being updated: the store may be collected."""
     silent: Callable[[str], None]

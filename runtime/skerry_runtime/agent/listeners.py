@@ -78,7 +78,7 @@ class Listeners:
         """No model answers any more: new connections are refused instead of waiting for ever.
 
         Raises:
-            UnavailableError, StorageError: the address could not be taken again.
+            StorageError: the socket's path could not be taken again.
         """
         if not front:
             if (sock := self._others.pop(model, None)) is not None:
@@ -86,12 +86,10 @@ class Listeners:
                 self.socket_path(model, front).unlink(missing_ok=True)
         elif self._listening:
             self._listening = False
-            self._unix.close()
-            self._unix = bind_unix(self._path, 0o660)
             if self._tcp is not None:
-                address = self._tcp.getsockname()[:2]
-                self._tcp.close()
-                self._tcp = _bind_tcp(address)
+                _stop_listening(self._tcp)
+            before, self._unix = self._unix, bind_unix(self._path, 0o660)
+            before.close()
 
     def close(self) -> None:
         """Stop listening and remove the sockets' files."""
@@ -136,6 +134,11 @@ def bind_unix(path: Path, mode: int) -> socket.socket:
     return sock
 
 
+def _stop_listening(sock: socket.socket) -> None:
+    """Of a TCP socket, also where workers hold duplicates of it; the port that was bound stays taken."""
+    sock.shutdown(socket.SHUT_RDWR)
+
+
 def _bind_tcp(address: tuple[str, int]) -> socket.socket:
     host, port = address
     try:
@@ -148,7 +151,11 @@ def _bind_tcp(address: tuple[str, int]) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(where)
-            return sock
+            if port:
+                return sock
+            # A port that the kernel chose is lost when listening ends; one that was asked for is not.
+            with sock:
+                return _bind_tcp((host, sock.getsockname()[1]))
         except OSError as error:
             sock.close()
             if error.errno != errno.EADDRINUSE or time.monotonic() > give_up:

@@ -1,139 +1,101 @@
-"""One model on this device: drives the install state machine, decides what its workers' deaths mean.
+"""One model on this device: takes orders from the fleet and from people, recovers, says how it is.
 
-Every step is durable before it is acted upon. All methods run in the loop's thread; what takes long is handed
-to `jobs` and comes back as an event. What comes back from an update that is not the current one any more is
-dropped.
+An order becomes an event of the install state machine (`update`), which `runner` steps; `preparation` does
+what touches nothing live, `activation` the rest. All methods run in the loop's thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
 import secrets
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
-from skerry_contract.errors import (
-    ConflictError,
-    NotFoundError,
-    OverloadedError,
-    SelfTestError,
-    SkerryError,
-    SlotError,
-    StorageError,
-    TransferError,
-    UnavailableError,
-)
-from skerry_contract.messages import DesiredModel, ErrorReport, ModelReport
+from skerry_contract.errors import ConflictError, NotFoundError, SelfTestError, SkerryError, StorageError
+from skerry_contract.messages import DesiredModel, ModelReport
 
-from ..ipc import Health, Window
 from . import trust, truth
+from .activation import Activation
 from .context import Context
-from .health import Trial, Verdict, crashes_too_often
-from .installer import Installer
 from .log import get_logger
-from .loop import Timer
-from .preflight import BLAMELESS, Preflight
-from .record import Record, read_record, record_of, write_record
+from .preparation import Preparation
+from .record import Record, record_of
+from .runner import Runner
 from .serving import Serving
-from .slots import Generation, ModelSlots
-from .update import MAX_SELF_TESTS, SETTLED, Action, Event, UpdateState, recover, step
-from .workers import Worker
+from .slots import ModelSlots
+from .update import MAX_SELF_TESTS, Action, Event, UpdateState, recover
 
-RETRY_SECONDS: Final = 15.0
-RETRY_SECONDS_MOST: Final = 600.0
-_STARTS: Final = 3
-"""Starts in a row of a good generation that may fail before the last good one takes over."""
-_TRIAL_RESTARTS: Final = 3
-"""How often a trial begins anew because the zygote died, which is not the model's fault."""
-_FORWARD: Final = frozenset(
-    {Event.OFFERED, Event.OFFERED_FILE, Event.DESCRIBED, Event.TRUSTED, Event.BUILT, Event.DUE, Event.PASSED}
-)
-_TRANSIENT: Final = (TransferError, UnavailableError, OverloadedError, SlotError)
-"""While downloading, worth another try; a damaged blob was removed, so the next try fetches it."""
 _log = get_logger("model")
-T = TypeVar("T")
 
 
 class Model:
-    """See the module's text. Implements `serving.ServingEvents`."""
+    """See the module's text."""
 
     def __init__(self, name: str, folder: Path, context: Context) -> None:
         self.name = name
         self._c = context
         self.slots = ModelSlots(folder, context.store)
-        self._record_file = self.slots.state / "update"
-        self.record = read_record(self._record_file)
-        self.serving = Serving(name, context.surroundings, self)
-        self._installer = Installer(name, self.slots, context)
-        self._good: Generation | None = None
-        self._staged: Generation | None = None
-        self._trial: Trial | None = None
-        self._trial_restarts = 0
-        self._crashes: list[float] = []
-        self._failed_starts = 0
-        self._cancel: threading.Event | None = None
-        self._preflight: Preflight | None = None
-        self._retry: Timer | None = None
-        self._attempts = 0
-        self._progress = (0, 0)
-        self._actions: dict[Action, Callable[[], None]] = {
-            Action.DESCRIBE: self._describe,
-            Action.VERIFY: self._verify,
-            Action.IMPORT: self._import,
-            Action.FETCH: self._fetch,
-            Action.SCHEDULE: lambda: self._later(Event.DUE),
-            Action.TEST: self._test,
-            Action.ACTIVATE: self._activate,
-            Action.WATCH: self._watch,
-            Action.CONFIRM: self._confirm,
-            Action.QUARANTINE: self._quarantine,
-            Action.RESTORE: self._restore,
-            Action.FALL_BACK: self._fall_back,
-            Action.ABANDON: self._abandon,
-            Action.RETRY: self._retry_later,
-            Action.COLLECT: self._collect,
-        }
+        self._runner = Runner(name, self.slots.state / "update", context)
+        self._preparation = Preparation(name, self.slots, self._runner, context)
+        self._live = Activation(name, self.slots, self._runner, context)
+        self._runner.bind(
+            {
+                Action.DESCRIBE: self._preparation.describe,
+                Action.VERIFY: self._preparation.verify,
+                Action.IMPORT: self._preparation.stage,
+                Action.FETCH: self._preparation.fetch,
+                Action.SCHEDULE: self._preparation.schedule,
+                Action.TEST: self._preparation.test,
+                Action.ACTIVATE: self._activate,
+                Action.WATCH: self._live.watch,
+                Action.CONFIRM: self._live.confirm,
+                Action.QUARANTINE: self._quarantine,
+                Action.RESTORE: self._live.restore,
+                Action.FALL_BACK: self._live.fall_back,
+                Action.ABANDON: self._preparation.abandon,
+                Action.RETRY: self._preparation.retry_later,
+                Action.COLLECT: self._collect,
+            }
+        )
 
     # --- start and end ----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Recover, then serve what is good at once; no network is needed."""
-        for note in self.slots.recover():
-            self._c.journal.event("slot.recovered", note, model=self.name)
-        self._serve_current()
-        pending = self.slots.pending()
-        target = self.record.target
+        try:
+            for note in self.slots.recover():
+                self._c.journal.event("slot.recovered", note, model=self.name)
+        except StorageError as error:
+            # What is left half done is harmless; what is good can be served from a disk that is full.
+            self._c.journal.event("slot.unrecovered", str(error), model=self.name, error=error)
+        self._live.serve_current()
+        record, good, pending = self._runner.record, self._live.good, self.slots.pending()
         state = recover(
-            self.record.state,
+            record.state,
             has_pending=pending is not None,
-            target_is_current=self._good is not None and target == self._good.digest,
-            target_is_bad=target is not None and self.slots.quarantined(target) is not None,
-            self_tests=self.record.self_tests,
+            target_is_current=good is not None and record.target == good.digest,
+            target_is_bad=record.target is not None and self.slots.quarantined(record.target) is not None,
+            self_tests=record.self_tests,
         )
-        if state is UpdateState.REJECTED and self.record.state is UpdateState.SELF_TEST:
+        if state is UpdateState.REJECTED and record.state is UpdateState.SELF_TEST:
             self._reject_interrupted_self_tests()
-        elif state is UpdateState.IDLE and self.record.source == "file" and self._good is not None:
+        elif state is UpdateState.IDLE and record.source == "file" and good is not None:
             # An import that was killed is a person's to repeat; what the fleet ordered was obeyed before it.
-            self.record = replace(record_of(self._good, UpdateState.CONFIRMED), revision=self.record.revision)
-            self._persist_or_log()
-        elif state is not self.record.state:
-            self.record = replace(self.record, state=state, since=self._c.clock.now_ms())
-            self._persist_or_log()
+            self._runner.replace(replace(record_of(good, UpdateState.CONFIRMED), revision=record.revision))
+        elif state is not record.state:
+            self._runner.replace(replace(record, state=state, since=self._c.clock.now_ms()))
         if pending is not None and state is UpdateState.ROLLED_BACK:
-            self.slots.drop_pending()
+            self._live.drop_pending()
         elif pending is not None:
-            self._resume_pending()
+            self._live.resume_pending()
         with contextlib.suppress(StorageError):
             self.slots.collect()
 
     def stop(self) -> None:
         """A clean end: what is tried keeps its tries, workers drain."""
-        self._abandon()
-        if self.record.state in (UpdateState.PENDING, UpdateState.PROBATION):
+        self._preparation.abandon()
+        if self._runner.state in (UpdateState.PENDING, UpdateState.PROBATION):
             try:
                 self.slots.give_try_back()
             except StorageError as error:
@@ -144,15 +106,14 @@ class Model:
 
     def desire(self, order: DesiredModel, revision: int) -> None:
         """Level-triggered: the newest order counts, an order that was obeyed is not obeyed again."""
-        digest = order.manifest.digest
-        if self.record.state not in SETTLED:
-            if self.record.target == digest:
-                self._change(revision=revision, probation=order.probation, source="fleet")
-                if self._trial is not None:
-                    self._trial = replace(self._trial, probation=order.probation)
+        record = self._runner.record
+        if not self.settled:
+            if record.target == order.manifest.digest:
+                self._runner.change(revision=revision, probation=order.probation, source="fleet")
+                self._live.judge_by(order.probation)
                 return
             self._supersede()
-        elif self.record.revision >= revision and self.record.state is not UpdateState.IDLE:
+        elif record.revision >= revision and record.state is not UpdateState.IDLE:
             return
         self._consider(order, revision)
 
@@ -161,16 +122,17 @@ class Model:
 
         Returns the transaction. Raises `ConflictError` if an update is going on, or it is active already.
         """
-        if self.record.state not in SETTLED:
+        record, good = self._runner.record, self._live.good
+        if not self.settled:
             raise ConflictError(
-                f"an update of {self.name} to {self.record.version} is {self.record.state}",
+                f"an update of {self.name} to {record.version} is {record.state}",
                 hint="Wait until it is finished, or roll it back first.",
             )
-        if self._good is not None and self._good.digest == answer.manifest:
+        if good is not None and good.digest == answer.manifest:
             raise ConflictError(f"{self.name} {answer.version} is installed and active already")
         self.slots.release_quarantine(answer.manifest)
         transaction = secrets.token_hex(4)
-        self._fire(
+        self._runner.fire(
             Event.OFFERED_FILE,
             transaction=transaction,
             source="file",
@@ -193,24 +155,19 @@ class Model:
         Raises:
             NotFoundError: there is nothing to return to.
             ConflictError: an update is being prepared.
-            SlotError: the last good generation is damaged.
+            SlotError: the last good generation is damaged, or below the security floor.
         """
         error = ConflictError(f"rolled back on request: {why}")
-        if self.record.state in (UpdateState.PENDING, UpdateState.PROBATION):
-            if self._good is None:
-                raise NotFoundError(
-                    f"{self.name} has no earlier generation", hint="Install another bundle instead."
-                )
-            self._fire(Event.REVERTED, error)
-            return self._good.manifest.version
-        current, good = self.slots.current(), self._good
-        if current is None or good is None or not current.previous:
+        good = self._live.good
+        if good is None:
             raise NotFoundError(
                 f"{self.name} has no earlier generation", hint="Install another bundle instead."
             )
-        previous = self.slots.load(current.previous)
-        self.slots.check(previous)
-        self._fire(
+        if self._runner.state in (UpdateState.PENDING, UpdateState.PROBATION):
+            self._runner.fire(Event.REVERTED, error)
+            return good.manifest.version
+        previous = self.slots.last_good()
+        self._runner.fire(
             Event.REVERTED,
             error,
             target=good.digest,
@@ -223,8 +180,12 @@ class Model:
     # --- truth for others -------------------------------------------------------------------------
 
     @property
+    def serving(self) -> Serving:
+        return self._live.serving
+
+    @property
     def settled(self) -> bool:
-        return self.record.state in SETTLED
+        return self._runner.settled
 
     @property
     def floor(self) -> int:
@@ -232,71 +193,18 @@ class Model:
 
     def report(self) -> ModelReport:
         """For the fleet."""
-        return truth.report(self.record, self.serving, self._progress)
+        return truth.report(self._runner.record, self.serving, self._preparation.progress)
 
     def status(self) -> dict[str, Any]:
         """For people, as plain JSON."""
-        return truth.status(self.record, self.serving, self.slots.current(), self._progress)
-
-    # --- the machine ------------------------------------------------------------------------------
-
-    def _fire(self, event: Event, error: SkerryError | ErrorReport | None = None, **changes: Any) -> None:
-        """One step: durable first, then the actions, then the word to the fleet."""
-        state, actions = step(self.record.state, event)
-        before = self.record
-        report = ErrorReport.of(error) if isinstance(error, SkerryError) else error
-        since = before.since if state is before.state else self._c.clock.now_ms()
-        self.record = replace(before, state=state, error=report, since=since, **changes)
-        try:
-            write_record(self._record_file, self.record)
-        except StorageError as failure:
-            if event is Event.HEALTHY:
-                # It goes on in probation and is confirmed when the disk takes it.
-                self.record = before
-                _log.error("the update cannot be confirmed yet", extra={"model": self.name, "error": failure})
-                return
-            if event in _FORWARD:
-                self._fire(Event.REFUSED, failure)
-                return
-            _log.error("the update's state cannot be stored", extra={"model": self.name, "error": failure})
-        for action in actions:
-            self._actions[action]()
-        self._c.journal.event(
-            f"update.{state}",
-            f"{self.name} {self.record.version}: {state}",
-            transaction=self.record.transaction,
-            model=self.name,
-            digest=self.record.target,
-            error=report,
-            version=self.record.version,
-            reason=self.record.reason if event in (Event.TRUSTED, Event.OFFERED_FILE) else "",
+        return truth.status(
+            self._runner.record, self.serving, self.slots.current(), self._preparation.progress
         )
-        self._c.changed()
 
-    def _later(self, event: Event, error: SkerryError | None = None) -> None:
-        """An event that follows from an action, after the step that caused the action is finished."""
-        transaction, state = self.record.transaction, self.record.state
-
-        def fire() -> None:
-            if (self.record.transaction, self.record.state) == (transaction, state):
-                self._fire(event, error)
-
-        self._c.loop.call_soon(fire)
-
-    def _change(self, **changes: Any) -> None:
-        """Change the record without a step."""
-        self.record = replace(self.record, **changes)
-        self._persist_or_log()
-        self._c.changed()
-
-    def _persist_or_log(self) -> None:
-        try:
-            write_record(self._record_file, self.record)
-        except StorageError as error:
-            _log.error("the update's state cannot be stored", extra={"model": self.name, "error": error})
+    # --- orders, in detail ------------------------------------------------------------------------
 
     def _consider(self, order: DesiredModel, revision: int) -> None:
-        digest, record = order.manifest.digest, self.record
+        digest, record, good = order.manifest.digest, self._runner.record, self._live.good
         same = record.target == digest
         named: dict[str, Any] = {
             "target": digest,
@@ -305,20 +213,21 @@ class Model:
             "revision": revision,
             "source": "fleet",
         }
-        if self._good is not None and self._good.digest == digest:
+        if good is not None and good.digest == digest:
             if same and record.state is UpdateState.CONFIRMED:
-                self._change(revision=revision)
+                self._runner.change(revision=revision)
             else:
-                self._fire(Event.ALREADY_ACTIVE, transaction=secrets.token_hex(4), **named)
+                self._runner.fire(Event.ALREADY_ACTIVE, transaction=secrets.token_hex(4), **named)
         elif (quarantine := self.slots.quarantined(digest)) is not None:
             if same and record.state in (UpdateState.ROLLED_BACK, UpdateState.REJECTED):
-                self._change(revision=revision)
+                self._runner.change(revision=revision)
             else:
-                self._fire(Event.QUARANTINED, quarantine.reason, transaction=secrets.token_hex(4), **named)
+                self._runner.fire(
+                    Event.QUARANTINED, quarantine.reason, transaction=secrets.token_hex(4), **named
+                )
         else:
-            self._attempts = 0
-            self._progress = (0, 0)
-            self._fire(
+            self._preparation.begin()
+            self._runner.fire(
                 Event.OFFERED,
                 transaction=secrets.token_hex(4),
                 signature=order.signature.digest,
@@ -329,228 +238,40 @@ class Model:
                 variant="",
                 reason="",
                 generation=0,
-                self_tests=self.record.self_tests if same else 0,
+                self_tests=record.self_tests if same else 0,
                 **named,
             )
 
     def _supersede(self) -> None:
-        if self.record.state is UpdateState.PROBATION and self._good is None:
+        if self._runner.state is UpdateState.PROBATION and self._live.good is None:
             # There is nothing to return to, and it showed no fault: it stays until the next one is proved.
-            self._fire(Event.HEALTHY)
+            self._runner.fire(Event.HEALTHY)
         else:
-            self._fire(Event.SUPERSEDED, ConflictError("another bundle is desired now"))
-
-    # --- start, in detail -------------------------------------------------------------------------
-
-    def _serve_current(self) -> None:
-        current = self.slots.current()
-        if current is None:
-            return
-        try:
-            generation = self.slots.load(current.gen)
-            self.slots.check(generation)
-        except SlotError as error:
-            self._c.journal.event("slot.damaged", f"{self.name}: {error}", model=self.name, error=error)
-            try:
-                generation = self.slots.fall_back()
-            except (SkerryError, OSError) as no_way_back:
-                self._c.journal.event(
-                    "slot.degraded", f"{self.name}: no generation is usable", model=self.name, error=error,
-                    fallback=str(no_way_back),
-                )  # fmt: skip
-                # Forget that the order was obeyed, so that the bundle is fetched again.
-                self.record = replace(self.record, state=UpdateState.IDLE, revision=0)
-                return
-            self.record = replace(self.record, state=UpdateState.IDLE, revision=0)
-        self._good = generation
-        self.serving.serve(generation)
+            self._runner.fire(Event.SUPERSEDED, ConflictError("another bundle is desired now"))
 
     def _reject_interrupted_self_tests(self) -> None:
         error = SelfTestError(
             f"{MAX_SELF_TESTS} self-tests ended with the whole agent or machine",
             hint="The model takes more than this device has: pack a smaller variant.",
         )
-        self._fire(Event.CONDEMNED, error)
+        self._runner.fire(Event.CONDEMNED, error)
 
-    def _resume_pending(self) -> None:
-        """A start with ``pending``: one try less, written before anything is loaded."""
-        pending = self.slots.pending()
-        if pending is None:
-            return
-        try:
-            generation = self.slots.load(pending.gen)
-            if self.record.target != generation.digest:
-                self.record = record_of(generation, UpdateState.PENDING)
-            self._staged = generation
-            taken = self.slots.take_try()
-            if taken is None:
-                error = SelfTestError(
-                    f"{self.name} {generation.manifest.version} was not confirmed within the allowed starts",
-                    hint="Look in the log for what ended the daemon or the machine while it was active.",
-                )
-                self._fire(Event.CONDEMNED, error)
-                return
-            self.slots.check(generation)
-        except SlotError as error:
-            self._fire(Event.REFUSED, error)
-            return
-        except StorageError as error:
-            # The try cannot be counted, so nothing may be tried; the good one serves.
-            _log.error("the pending model waits for a disk that can be written", extra={"error": error})
-            return
-        if not self.record.transaction:
-            self.record = replace(self.record, transaction=secrets.token_hex(4))
-        self.serving.try_out(generation)
-
-    # --- actions ----------------------------------------------------------------------------------
-
-    def _describe(self) -> None:
-        record = self.record
-        wait = random.uniform(0.0, max(0.0, record.jitter_s))  # noqa: S311
-        self._submit(
-            lambda cancelled: self._installer.describe(record, wait, cancelled),
-            lambda _: self._fire(Event.DESCRIBED),
-        )
-
-    def _verify(self) -> None:
-        record, floor = self.record, self.floor
-        self._submit(
-            lambda _: self._installer.verify(record, floor),
-            lambda answer: self._fire(Event.TRUSTED, variant=answer.variant, reason=answer.reason),
-        )
-
-    def _fetch(self) -> None:
-        record = self.record
-        self._submit(
-            lambda cancelled: self._installer.fetch(record, cancelled, self._on_progress), self._built
-        )
-
-    def _import(self) -> None:
-        record = self.record
-        self._submit(lambda _: self._installer.stage(record), self._built)
-
-    def _built(self, generation: Generation) -> None:
-        self._staged = generation
-        self._fire(Event.BUILT, generation=generation.number)
-
-    def _test(self) -> None:
-        if self._staged is None:
-            self._later(Event.REFUSED, SlotError("the staged generation is gone"))
-            return
-        self._change(self_tests=self.record.self_tests + 1)
-        self._preflight = Preflight(
-            self._c.workers,
-            self._staged,
-            self._c.surroundings.ram_bytes,
-            self._test_passed,
-            self._test_failed,
-        )
-
-    def _test_passed(self) -> None:
-        self._preflight = None
-        self._fire(Event.PASSED, self_tests=0)
-
-    def _test_failed(self, error: SkerryError) -> None:
-        self._preflight = None
-        self._fire(Event.REFUSED if isinstance(error, BLAMELESS) else Event.CONDEMNED, error, self_tests=0)
+    # --- actions of both halves -------------------------------------------------------------------
 
     def _activate(self) -> None:
-        generation = self._staged
         try:
-            if generation is None:
-                raise SlotError("the staged generation is gone")
-            self.slots.set_pending(generation)
-        except (SlotError, StorageError) as error:
-            self._later(Event.REFUSED, error)
-            return
-        self._trial_restarts = 0
-        self.serving.try_out(generation)
-
-    def _watch(self) -> None:
-        generation = self._staged
-        if generation is not None:
-            self._trial = Trial(
-                probation=self.record.probation,
-                budgets=generation.info.budgets,
-                began=self._c.clock.monotonic(),
-            )
-
-    def _confirm(self) -> None:
-        generation, settled_early = self._staged, self._good is None and self._trial_open()
-        self._trial = self._staged = None
-        if generation is None:
-            return
-        self._good = generation
-        self._crashes.clear()
-        self._failed_starts = 0
-        self.serving.confirm()
-        self._write_confirmed(generation, raise_floor=not settled_early)
-
-    def _trial_open(self) -> bool:
-        """Probation was cut short."""
-        return (
-            self._trial is not None and self._trial.verdict(self._c.clock.monotonic()) is not Verdict.HEALTHY
-        )
-
-    def _write_confirmed(self, generation: Generation, *, raise_floor: bool) -> None:
-        if self._good is not generation:
-            return
-        try:
-            self.slots.confirm(generation, raise_floor=raise_floor)
-        except StorageError as error:
-            _log.error(
-                "the confirmed model cannot be recorded yet", extra={"model": self.name, "error": error}
-            )
-            self._c.loop.call_later(30.0, lambda: self._write_confirmed(generation, raise_floor=raise_floor))
+            self._live.activate(self._preparation.take_staged())
+        except SkerryError as error:
+            self._runner.later(Event.REFUSED, error)
 
     def _quarantine(self) -> None:
-        record = self.record
+        record = self._runner.record
         if record.target is None or record.error is None:
             return
         try:
             self.slots.quarantine(record.target, record.error, record.since)
         except StorageError as error:
             _log.error("the quarantine cannot be recorded", extra={"model": self.name, "error": error})
-
-    def _restore(self) -> None:
-        self._trial = self._staged = None
-        self.serving.restore()
-        try:
-            self.slots.drop_pending()
-        except StorageError as error:
-            _log.error("the pointer cannot be removed yet", extra={"model": self.name, "error": error})
-        if self._good is None:
-            self._c.silent(self.name)
-
-    def _fall_back(self) -> None:
-        try:
-            generation = self.slots.fall_back()
-        except (SlotError, NotFoundError, StorageError) as error:
-            self._c.journal.event("slot.degraded", f"{self.name}: {error}", model=self.name, error=error)
-            return
-        self._good = generation
-        self._crashes.clear()
-        self._failed_starts = 0
-        self.serving.serve(generation)
-
-    def _abandon(self) -> None:
-        self._staged = None
-        if self._cancel is not None:
-            self._cancel.set()
-            self._cancel = None
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        if self._preflight is not None:
-            self._preflight.cancel()
-            self._preflight = None
-
-    def _retry_later(self) -> None:
-        self._attempts += 1
-        most = min(RETRY_SECONDS_MOST, RETRY_SECONDS * 2 ** min(self._attempts - 1, 10))
-        seconds = random.uniform(most / 2, most)  # noqa: S311
-        _log.info("the download is tried again", extra={"model": self.name, "in_seconds": round(seconds)})
-        self._retry = self._c.loop.call_later(seconds, self._describe)
 
     def _collect(self) -> None:
         try:
@@ -559,78 +280,3 @@ class Model:
                 self._c.store.collect(())
         except StorageError as error:
             _log.warning("old generations could not be removed", extra={"model": self.name, "error": error})
-
-    # --- background work --------------------------------------------------------------------------
-
-    def _submit(self, work: Callable[[threading.Event], T], then: Callable[[T], None]) -> None:
-        self._cancel = self._c.jobs.submit(work, then, self._job_failed)
-
-    def _job_failed(self, error: SkerryError) -> None:
-        self._cancel = None
-        downloading = self.record.state is UpdateState.DOWNLOADING
-        if downloading and isinstance(error, _TRANSIENT):
-            self._fire(Event.INTERRUPTED, error)
-        elif self.record.state not in SETTLED:
-            self._fire(Event.REFUSED, error)
-
-    def _on_progress(self, done: int, total: int) -> None:
-        """Called in the background thread."""
-        self._progress = (done, total)
-
-    # --- serving.ServingEvents --------------------------------------------------------------------
-
-    def trial_active(self, worker: Worker) -> None:
-        if self.record.state is UpdateState.PENDING:
-            self._fire(Event.ACTIVATED)
-        elif self.record.state is UpdateState.PROBATION:
-            self._watch()
-
-    def trial_health(self, health: Health) -> None:
-        if self._trial is None or self.record.state is not UpdateState.PROBATION:
-            return
-        self._trial = self._trial.observe(health)
-        match self._trial.verdict(self._c.clock.monotonic()):
-            case Verdict.CONDEMNED:
-                self._fire(Event.CONDEMNED, self._trial.error)
-            case Verdict.HEALTHY:
-                self._fire(Event.HEALTHY)
-            case Verdict.HOLD:
-                pass
-
-    def trial_failed(self, error: SkerryError) -> None:
-        if self.record.state not in (UpdateState.PENDING, UpdateState.PROBATION):
-            return
-        if isinstance(error, UnavailableError) and self._staged and self._trial_restarts < _TRIAL_RESTARTS:
-            self._trial_restarts += 1
-            self.serving.try_out(self._staged)
-            return
-        self._fire(Event.REFUSED if isinstance(error, BLAMELESS) else Event.CONDEMNED, error)
-
-    def active_serving(self) -> None:
-        self._failed_starts = 0
-        self._c.changed()
-
-    def active_lost(self, error: SkerryError, *, started: bool) -> None:
-        now = self._c.clock.monotonic()
-        self._c.journal.event(
-            "worker.ended", f"{self.name}: {error}", model=self.name, error=error, critical=False
-        )
-        if isinstance(error, UnavailableError):
-            return
-        self._crashes = [*self._crashes[-16:], now]
-        self._failed_starts = 0 if started else self._failed_starts + 1
-        current, good = self.slots.current(), self._good
-        if good is None or current is None or not current.previous or not self.settled:
-            return
-        if self._failed_starts >= _STARTS or crashes_too_often(self._crashes, now):
-            self._fire(
-                Event.REVERTED,
-                SelfTestError(f"it died again and again: {error.message}", hint=error.hint),
-                target=good.digest,
-                version=good.manifest.version,
-                release=good.manifest.release,
-                transaction=secrets.token_hex(4),
-            )
-
-    def window_closed(self, window: Window) -> None:
-        self._c.window(window)

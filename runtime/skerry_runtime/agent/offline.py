@@ -146,6 +146,7 @@ def roll_back(config: DeviceConfig, name: str) -> tuple[str, str]:
     Raises:
         ConflictError: a daemon runs after all.
         NotFoundError: no such model, or nothing to return to.
+        SlotError: what would be returned to is damaged, or below the security floor.
     """
     installed = installed_models(config.data_dir / "models")
     if not name and len(installed) == 1:
@@ -162,11 +163,13 @@ def roll_back(config: DeviceConfig, name: str) -> tuple[str, str]:
         pending, current = slots.pending(), slots.current()
         why = ErrorReport.of(ConflictError("rolled back on request: by a person on the device"))
         since = SystemClock(config.data_dir / "state" / "time-floor").now_ms()
-        if current is None or not (pending or current.previous):
+        if current is None:
             raise NotFoundError(f"{name} has no earlier generation", hint="Install another bundle instead.")
-        leaving = slots.load(pending.gen if pending else current.gen)
-        staying = slots.load(current.gen if pending else current.previous)
-        slots.check(staying)
+        if pending:
+            leaving, staying = slots.load(pending.gen), slots.load(current.gen)
+            slots.check(staying)
+        else:
+            leaving, staying = slots.load(current.gen), slots.last_good()
         record = replace(
             record_of(leaving, UpdateState.ROLLED_BACK),
             transaction=secrets.token_hex(4),

@@ -105,6 +105,13 @@ class Serving:
         self._deaths = 0
         self._start_good()
 
+    def cease(self) -> None:
+        """There is no good generation any more: nothing is started again."""
+        self._good = None
+        if self._respawn is not None:
+            self._respawn.cancel()
+            self._respawn = None
+
     def try_out(self, generation: Generation) -> None:
         """Start a new generation beside the good one; it answers as soon as it is ready."""
         self._trial = generation
@@ -156,8 +163,9 @@ class Serving:
         self._stopping = True
         if self._respawn is not None:
             self._respawn.cancel()
-        for worker in filter(None, (self._good_worker, self._trial_worker)):
-            self._leaving.append(worker)
+        # Some may be leaving already, and wait for one that will not be ready any more.
+        self._leaving.extend(filter(None, (self._good_worker, self._trial_worker)))
+        for worker in self._leaving:
             if worker.ready is None:
                 worker.stop()
             else:

@@ -241,8 +241,8 @@ class ModelSlots:
         self.drop_pending()
         return current
 
-    def fall_back(self) -> Generation:
-        """WRITE ``current`` to the last good generation; it is hashed first.
+    def last_good(self) -> Generation:
+        """The generation to fall back to, hashed.
 
         Raises:
             NotFoundError: there is none.
@@ -258,7 +258,12 @@ class ModelSlots:
                 hint="Install a newer bundle instead.",
             )
         self.check(generation)
-        self._write("current", Current(gen=generation.number, previous=0, floor=current.floor))
+        return generation
+
+    def fall_back(self) -> Generation:
+        """WRITE ``current`` to the last good generation; raises what `last_good` does, and `StorageError`."""
+        generation = self.last_good()
+        self._write("current", Current(gen=generation.number, previous=0, floor=self.floor()))
         return generation
 
     def floor(self) -> int:

@@ -54,17 +54,24 @@ class Store:
         check_file(self.path(ref.digest), ref)
 
     def read(self, digest: Digest, most: int) -> bytes:
-        """A small blob, hashed.
+        """A small blob, hashed. A damaged one is removed, so that it can be fetched anew.
 
         Raises:
             SlotError: missing, too large or damaged.
         """
-        return read_exactly(self.path(digest), digest, most)
+        try:
+            return read_exactly(self.path(digest), digest, most)
+        except SlotError:
+            if self.path(digest).is_file():
+                self.drop(digest)
+            raise
 
     def add(self, data: bytes) -> Digest:
         """Put bytes in, durably. Raises `StorageError`."""
         digest = digest_of(data)
-        if not self.has(digest, len(data)):
+        try:
+            self.read(digest, len(data))
+        except SlotError:
             write_durably(self.path(digest), data)
         return digest
 

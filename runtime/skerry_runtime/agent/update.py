@@ -59,7 +59,7 @@ class Event(StrEnum):
     HEALTHY = "healthy"
     """Probation is over and nothing was wrong."""
     INTERRUPTED = "interrupted"
-    """The network failed; trying again is sensible."""
+    """The network failed, or the disk lost what had arrived; trying again is sensible."""
     REFUSED = "refused"
     """It cannot be installed here and now; the content is not to blame."""
     CONDEMNED = "condemned"
@@ -125,6 +125,7 @@ def _table() -> dict[tuple[UpdateState, Event], tuple[UpdateState, tuple[Action,
         (_S.PENDING, _E.ACTIVATED): (_S.PROBATION, (_A.WATCH,)),
         (_S.PROBATION, _E.HEALTHY): (_S.CONFIRMED, (_A.CONFIRM, _A.COLLECT)),
         (_S.DOWNLOADING, _E.INTERRUPTED): (_S.DOWNLOADING, (_A.RETRY,)),
+        (_S.VERIFYING, _E.INTERRUPTED): (_S.DOWNLOADING, (_A.RETRY,)),
         (_S.SELF_TEST, _E.CONDEMNED): (_S.REJECTED, (_A.QUARANTINE, _A.ABANDON, _A.COLLECT)),
     }
     for state in SETTLED:

@@ -1,11 +1,13 @@
 """Supervision of the zygote and of the workers that it forks.
 
 A worker is dead when its channel closes; how it died is known a moment later from the zygote. A zygote that
-dies takes its workers with it, and the next spawn starts a new one. Nothing here decides what a death means.
+dies takes its workers with it, and the next spawn starts a new one; one that does not fork in time hangs and
+is killed. Nothing here decides what a death means.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -211,7 +213,13 @@ class Worker:
 
     def _watch(self, seconds: float, error: SkerryError) -> None:
         self._quiet()
-        self._watchdog = self._pool.loop.call_later(seconds, lambda: self.kill(error))
+        self._watchdog = self._pool.loop.call_later(seconds, lambda: self._overdue(error))
+
+    def _overdue(self, error: SkerryError) -> None:
+        if self.pid is None and not self._closed:
+            self._pool.zygote_hangs()
+        else:
+            self.kill(error)
 
     def _quiet(self) -> None:
         if self._watchdog is not None:
@@ -307,6 +315,11 @@ class Workers:
         else:
             self._workers.pop(worker.number, None)
 
+    def zygote_hangs(self) -> None:
+        """A worker was not forked in time: begin again with another zygote."""
+        _log.error("the zygote does not fork: it is replaced")
+        self._zygote_gone()
+
     # --- the zygote -------------------------------------------------------------------------------
 
     def _ensure_zygote(self) -> Channel:
@@ -341,7 +354,9 @@ class Workers:
             case Spawned(id=number, pid=pid) if number in self._workers:
                 self._workers[number].pid = pid
             case Spawned(pid=pid):
-                _log.debug("a worker was forked after nobody wanted it", extra={"pid": pid})
+                # Nobody wants it any more, and a model that hangs would never see its channel closed.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             case Exited(pid=pid, status=status):
                 for worker in list(self._workers.values()):
                     if worker.pid == pid:
