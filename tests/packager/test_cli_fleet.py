@@ -94,7 +94,7 @@ def test_a_device_is_enrolled_with_a_private_file(skerry: Skerry, tmp_path: Path
         "--class",
         "raspberry-pi-4",
         "--data-dir",
-        "/home/pi/skerry",
+        "/srv/skerry",
         "--out",
         out,
         "--json",
@@ -103,7 +103,7 @@ def test_a_device_is_enrolled_with_a_private_file(skerry: Skerry, tmp_path: Path
     assert out.stat().st_mode & 0o777 == 0o600
     config = tomllib.loads(out.read_text())
     assert (config["device"], config["device_class"]) == ("pi-7", "raspberry-pi-4")
-    assert config["data_dir"] == "/home/pi/skerry"
+    assert config["data_dir"] == "/srv/skerry"
     assert config["fleet"]["password"] not in added.out
     listed = skerry("devices", "list")
     assert "never seen" in listed.out
@@ -305,10 +305,10 @@ def test_the_data_folder_of_a_device_is_chosen_when_it_is_added(tmp_path: Path) 
     with odd_server() as server:
         server.answer = lambda request: reply(request, 201, {"id": "pi-7", "config_toml": ""})
         more = ("--server", server.url, "--out")
-        run("devices", "add", "pi-7", "--data-dir", "/home/pi/skerry", *more, tmp_path / "a.toml")
+        run("devices", "add", "pi-7", "--data-dir", "/srv/skerry", *more, tmp_path / "a.toml")
         run("devices", "add", "pi-7", *more, tmp_path / "b.toml")
         assert [json.loads(body)["data_dir"] for *_, body in server.asked] == [
-            "/home/pi/skerry",
+            "/srv/skerry",
             "/var/lib/skerry",
         ]
     for wrong in ("skerry", "~/skerry", "/home/../etc", ""):

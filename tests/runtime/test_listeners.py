@@ -38,6 +38,23 @@ def addresses(listeners: Listeners) -> list[Path | tuple[str, int]]:
     return [listeners.socket_path("digits", front=True), tcp]
 
 
+def test_a_socket_that_another_daemon_serves_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skerry_runtime.agent.listeners.BUSY_SECONDS", 0.3)
+    path = tmp_path / "front.sock"
+    own, foreign = tmp_path / "own", tmp_path / "foreign"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        with pytest.raises(UnavailableError, match="another process serves"):
+            Listeners(ServeConfig(socket=path), foreign)
+        connect(path)
+    # What a killed process left behind is replaced.
+    made = Listeners(ServeConfig(socket=path), own)
+    made.close()
+
+
 def test_nothing_listens_before_the_first_model(listeners: Listeners) -> None:
     for address in addresses(listeners):
         with pytest.raises(ConnectionRefusedError):

@@ -143,7 +143,7 @@ def show(device: str, client: FleetClient, as_json: bool) -> None:
     show_default=True,
     metavar="DIR",
     help="Folder on the device for models and state. Without root there, name one of its user's own, such "
-    "as /home/pi/skerry.",
+    "as /srv/skerry.",
 )
 @with_client
 @json_option
@@ -165,7 +165,7 @@ def add(
     Example:
       skerry devices add pi-7 --label site=gate-3 --class raspberry-pi-4 --out pi-7.toml
       scp pi-7.toml pi-7:/etc/skerry/device.toml
-      skerry devices add pi-8 --data-dir /home/pi/skerry
+      skerry devices add pi-8 --data-dir /srv/skerry
     """
     path = out or Path(f"{device}.toml")
     # The file is made first: a password that cannot be kept must not be asked for.

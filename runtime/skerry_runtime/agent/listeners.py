@@ -32,7 +32,7 @@ class Listeners:
         """``others`` is the folder for the sockets of further models.
 
         Raises:
-            UnavailableError: the port is taken.
+            UnavailableError: the port, or the socket's path, is taken.
             StorageError: the socket's path cannot be used.
         """
         self._path = config.socket
@@ -41,6 +41,9 @@ class Listeners:
         self._listening = False
         self._tcp = _bind_tcp(config.http) if config.http else None
         try:
+            # In its own folder, which it has locked, only its own orphans can answer.
+            if config.socket.parent != others:
+                _wait_until_free(config.socket)
             self._unix = bind_unix(config.socket, 0o660)
         except BaseException:
             if self._tcp is not None:
@@ -132,6 +135,30 @@ def bind_unix(path: Path, mode: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _wait_until_free(path: Path) -> None:
+    """Raises `UnavailableError`: another process answers there, and goes on doing so."""
+    end = time.monotonic() + BUSY_SECONDS
+    while _somebody_answers(path):
+        if time.monotonic() > end:
+            raise UnavailableError(
+                f"another process serves at {path}",
+                hint="Stop it, or give this daemon another serve.socket.",
+            )
+        time.sleep(0.1)
+
+
+def _somebody_answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True  # it listens, and its queue is full
+        except OSError:
+            return False
+    return True
 
 
 def _stop_listening(sock: socket.socket) -> None:
