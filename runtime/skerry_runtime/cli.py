@@ -29,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except ConfigError as error:
-        return _say_error(error, USAGE)
+        return _say_error(error, USAGE, options)
     except _Unreachable as error:
-        return _say_error(error.error, UNREACHABLE)
+        return _say_error(error.error, UNREACHABLE, options)
     except SkerryError as error:
-        return _say_error(error, FAILED)
+        return _say_error(error, FAILED, options)
     except KeyboardInterrupt:
         return 130
 
@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="skerry-runtime",
         description="Runs, verifies and updates models on this device, with or without a network.",
-        epilog="Example: skerry-runtime run --config /etc/skerry/device.toml",
+        epilog="Example: skerry-runtime run --config /etc/skerry/device.toml. Exit codes: 0 done, 1 failed,"
+        " 2 command or configuration wrong, 3 no daemon answers. With --json an error is JSON, too.",
     )
     parser.add_argument("--version", action="version", version=f"skerry-runtime {machine.agent_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -173,6 +174,8 @@ def _infer(options: argparse.Namespace) -> int:
 
 def _install(options: argparse.Namespace) -> int:
     config = _config(options)
+    if options.bundle.exists() and not options.bundle.is_file():
+        raise InputError(f"{options.bundle} is no file", hint="Name a .skerry file.")
     try:
         file = options.bundle.open("rb")
     except OSError as error:
@@ -306,7 +309,10 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _say_error(error: SkerryError, code: int) -> int:
+def _say_error(error: SkerryError, code: int, options: argparse.Namespace) -> int:
+    if getattr(options, "json", False):
+        _print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        return code
     print(f"skerry-runtime: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"  → {error.hint}", file=sys.stderr)

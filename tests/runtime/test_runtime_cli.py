@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -282,3 +283,19 @@ def test_a_file_that_is_not_there(idle: Device, tmp_path: Path) -> None:
     done = run("install", tmp_path / "none.skerry", config=idle.config)
     assert done.returncode == 1
     assert "No such file" in done.stderr
+
+
+def test_a_pipe_is_no_bundle_and_nobody_waits_for_it(idle: Device, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.skerry")
+    done = run("install", tmp_path / "pipe.skerry", config=idle.config)
+    assert done.returncode == 1
+    assert "is no file" in done.stderr
+
+
+def test_with_json_an_error_is_json_too(idle: Device, tmp_path: Path) -> None:
+    done = run("install", tmp_path / "nothing.skerry", "--json", config=idle.config)
+    assert done.returncode == 1
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "input"
+    assert error["hint"] == "Name a .skerry file."
+    assert json.loads(run("status", "--json", config=idle.config).stdout)["error"]["code"] == "unavailable"
