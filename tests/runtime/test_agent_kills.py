@@ -48,7 +48,7 @@ def test_l1_the_daemon_is_killed_at_random_moments_of_repeated_installs(
         headquarters.publish_bundle(first)
         headquarters.desire(first, probation=QUICK, settings=small_windows)
         device.wait_state("confirmed", "1.0.0")
-        good, killed_in = "1.0.0", set()
+        good, killed_in = 1, set()
         for number in range(2, KILLS + 2):
             made = release(signer, number)
             headquarters.publish_bundle(made)
@@ -58,12 +58,15 @@ def test_l1_the_daemon_is_killed_at_random_moments_of_repeated_installs(
             device.kill()
             device.start()
             answers = {device.infer()["model_version"] for _ in range(4)}
-            assert answers <= {good, made.manifest.version}, device.log.read_text()
+            # A trial between may have confirmed meanwhile; what was confirmed never answers less.
+            allowed = {f"{each}.0.0" for each in range(good, number + 1)}
+            assert answers <= allowed, device.log.read_text()
             # What was killed may have to be ordered anew: by the same order, which the device kept.
             if number % 3 == 0:
                 device.wait_state("confirmed", made.manifest.version)
             current = device.model()
-            good = current["active"]["version"] if current["state"] == "confirmed" else good
+            if current["state"] == "confirmed":
+                good = int(current["active"]["version"].partition(".")[0])
         assert len(killed_in) >= 2, "the kills came at the same moment of each update"
         device.wait_state("confirmed", f"{KILLS + 1}.0.0")
         assert device.infer()["model_version"] == f"{KILLS + 1}.0.0"
