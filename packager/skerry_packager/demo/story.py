@@ -229,10 +229,14 @@ class Story:
         self.wait("its buffer is empty", lambda: self.device_status(away)["outbox"]["waiting_rows"] <= 1, 60)
         lost = self.device_status(away)["outbox"]["lost"]
         windows = self.fleet.windows(away)
-        there = f"{len(windows)} windows of it, each once" if _complete(windows) else f"{_numbers(windows)}"
+        there = (
+            f"{len(windows)} windows of it, no number missing or twice"
+            if _complete(windows)
+            else f"{_numbers(windows)}"
+        )
         self.line(
             f"{away}, offline for {offline}, lost nothing",
-            f"{buffered} rows waited, {lost} were lost; the fleet has {there}, none missing between",
+            f"{buffered} rows waited, {lost} were lost; the fleet has {there}",
             _complete(windows) and buffered > 0 and not lost,
         )
         state = self.wait_rollout(self.rollout_2, "completed")["state"]
