@@ -21,6 +21,8 @@ demo: ## Run the whole journey with real processes (ARGS=--keep leaves it runnin
 test: ## Install what the checks need, then lint and test (ARGS="-k name" selects tests)
 	@.ci/bootstrap system mosquitto strace
 	@$(MAKE) lint
+	@.ci/bootstrap models
+	@.ci/bootstrap env .ci/envs/tflite-legacy.lock
 	@echo "==> pytest"
 	@$(BIN)/pytest $(ARGS)
 
@@ -48,6 +50,6 @@ lock: venv ## Resolve the dependencies anew and write requirements.lock
 	@.ci/lock
 
 .PHONY: clean
-clean: ## Remove .venv, builds and the caches of the tools
-	@rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove the environments, models, builds and the caches of the tools
+	@rm -rf .venv .envs .models build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Sessions of the device's own ONNX engine: what is proved here is what runs there.
+"""Sessions of the device's own engines: what is proved here is what runs there.
 
 This module must be imported before anything else imports onnxruntime: the runtime's engine switches off the
 library's telemetry first.
@@ -7,12 +7,13 @@ library's telemetry first.
 from __future__ import annotations
 
 import re
+from functools import cache
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from skerry_contract.errors import EngineError, MemoryBudgetError, ModelError
-from skerry_runtime.worker.engines import Signature
+from skerry_runtime.worker.engines import Engine, Signature, import_engine
 from skerry_runtime.worker.engines.onnx import OnnxEngine
 
 Feed = Mapping[str, np.ndarray]
@@ -21,23 +22,34 @@ Feed = Mapping[str, np.ndarray]
 ENGINE = OnnxEngine()
 
 
+@cache
+def engine_of(name: str) -> Engine:
+    """The device's engine of that name, imported once. Raises `EngineError` if its library is missing."""
+    return ENGINE if name == ENGINE.name else import_engine(name)
+
+
 class Session:
     """A loaded model, one thread. Raises `ModelError` in the constructor if the engine does not load it."""
 
-    __slots__ = ("_session", "input_names", "inputs", "output_names", "outputs")
+    __slots__ = ("_session", "engine", "input_names", "inputs", "output_names", "outputs")
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, engine: str = ENGINE.name) -> None:
+        self.engine = engine
         try:
-            self._session = ENGINE.load(model)
+            self._session = engine_of(engine).load(model)
         except (EngineError, MemoryBudgetError) as error:
             raise ModelError(
                 f"the engine does not load it: {brief(error)}",
-                hint="Check that the model runs in onnxruntime before it is packed.",
+                hint="Check that the model runs in its own library before it is packed.",
             ) from error
         self.inputs: tuple[Signature, ...] = self._session.inputs
         self.outputs: tuple[Signature, ...] = self._session.outputs
         self.input_names = tuple(signature.name for signature in self.inputs)
         self.output_names = tuple(signature.name for signature in self.outputs)
+
+    def reset(self) -> None:
+        """Forget what the model keeps from one inference to the next; most keep nothing."""
+        self._session.reset()
 
     def run(self, feed: Feed, names: Sequence[str] | None = None) -> list[np.ndarray]:
         """The outputs in the model's order, or those of `names`.

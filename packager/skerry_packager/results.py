@@ -42,6 +42,13 @@ class Verdict(StrEnum):
     """Output names, types or shapes differ from fp32."""
     ACCURACY = "accuracy"
     """It loses more than allowed."""
+    SLOW = "slow"
+    """It did not finish within the time for it."""
+
+
+def no_estimate(variant: VariantResult) -> Estimate | None:
+    """Nothing is known of the latency on a target."""
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,15 @@ class Target:
     """Highest ONNX IR version that the profile's engine loads."""
     max_opset: int = 0
     """Highest ai.onnx opset that the profile's engine loads."""
+    arch: str = ""
+    isa: tuple[str, ...] = ()
+    """Instruction set flags, see `skerry_packager.profiles.ISA_FLAGS`."""
+    engines: Mapping[str, str] = field(default_factory=dict)
+    """Inference library -> version, as in `skerry_packager.profiles.ENGINES`; empty if not known."""
+    flash_bytes: int = 0
+    """What the device keeps for models, both slots together."""
+    estimate: Callable[[VariantResult], Estimate | None] = no_estimate
+    """Latency of a variant there, as far as anybody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +152,34 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Latency of one variant on one target, with an interval; never the host's figure in disguise."""
+
+    p50_us: float
+    low_us: float
+    high_us: float
+    provenance: str
+    """``measured``, ``emulated``, ``predicted`` or ``not verified``, and by what: a phrase for people."""
+
+    @property
+    def verified(self) -> bool:
+        return self.provenance.startswith("measured")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What quantizing one operator alone costs and saves."""
+
+    node: str
+    operator: str
+    bytes_saved: int
+    noise: float
+    """Noise power that it adds to the outputs, over the signal's power; 0 is no noise."""
+    kept_float: bool
+    """Whether the variant leaves it in floating point."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VariantResult:
     """One tried variant: accepted or not, always with the reason."""
 
@@ -143,7 +187,7 @@ class VariantResult:
     verdict: Verdict
     reason: str
     model: bytes = b""
-    """The ONNX file; empty if `verdict` is SKIPPED."""
+    """The model file; empty if `verdict` is SKIPPED."""
     digest: str = ""
     """``sha256:`` digest of `model`."""
     size_bytes: int = 0
@@ -154,12 +198,18 @@ class VariantResult:
     opset: int = 0
     ram_predicted_bytes: int = 0
     """Lower bound from the graph: engine, weights and the peak of live activations. The same on every run."""
+    ram_upper_bytes: int = 0
+    """Upper bound from the same graph; 0 if none is known."""
     fidelity: Fidelity | None = None
     """On the search split."""
     held_out: Fidelity | None = None
     """On the held-out split; only for variants that were chosen or came near to it."""
     latency: Latency | None = None
     memory: Memory | None = None
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    """Target -> latency there, where anything is known of it."""
+    sensitivity: tuple[Sensitivity, ...] = ()
+    """Of a mixed-precision variant: its operators, the most harmful first."""
 
     @property
     def passed(self) -> bool:
@@ -228,11 +278,15 @@ class PackResult:
     """``calibration``, ``search``, ``held-out``."""
     notes: tuple[str, ...] = ()
     """What a person should know: raised opset, repacked external data, few samples."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """What was done to the raw data before the model saw it: serving must do the same."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """Output -> input that takes it at the next step, of a stateful model; rows are whole sequences then."""
 
     @property
     def labelled(self) -> bool:
         """Whether labels were found: these are the metrics that need them."""
-        return self.metric in ("accuracy", "mae")
+        return self.metric not in ("top1-agreement", "cosine", "sqnr")
 
     def variant(self, name: str) -> VariantResult:
         """Raises KeyError if nothing of that name was tried."""

@@ -1,10 +1,13 @@
-"""What a generator returns: a candidate, or the reason why there is none. Never a silent no-op."""
+"""What a generator gets and what it returns: a candidate, or why there is none. Never a silent no-op."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..engine import Feed
+from ..results import Fidelity, Sensitivity, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,12 +16,14 @@ class Candidate:
 
     name: str
     data: bytes
-    """The ONNX file."""
+    """The model file."""
     recipe: Mapping[str, Any]
     """Enough to make it again; JSON values only."""
     note: str = ""
     quantized_compute: bool = False
     """Whether it calculates in integers, so that its outputs may differ between machines."""
+    sensitivity: tuple[Sensitivity, ...] = ()
+    """Of a mixed-precision variant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,3 +36,24 @@ class Skipped:
 
 
 Outcome = Candidate | Skipped
+
+Trial = Callable[[bytes, int], Fidelity]
+"""``trial(model, most rows)``: what a draft keeps on the first rows of the search split; 0 takes them all.
+
+Raises `skerry_packager.evaluate.Unsound` if the draft crashes or gives NaN or other shapes.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What all generators of one packaging run share."""
+
+    source: bytes
+    """The normalized model that every variant is made from."""
+    calibration: Sequence[Feed]
+    """Complete sets of inputs; of a stateful model those of fp32's own rollouts."""
+    targets: Sequence[Target]
+    max_drop: float
+    trial: Trial
+    seconds_left: Callable[[], float]
+    """Until the time for generating is up; a search stops there with the best that it has."""

@@ -49,6 +49,9 @@ class Session(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference. Raises `EngineError` (failed) or `MemoryBudgetError` (memory refused)."""
 
+    def reset(self) -> None:
+        """Forget what the model keeps inside from one inference to the next (variables of TFLite)."""
+
 
 class Engine(Protocol):
     """One inference library, imported."""

@@ -95,6 +95,9 @@ class OnnxSession:
             raise EngineError("the model has an output that is no tensor")
         return dict(zip(self._names, results, strict=True))
 
+    def reset(self) -> None:
+        """A session of ONNX Runtime keeps nothing: states are inputs and outputs."""
+
 
 class OnnxEngine:
     """ONNX Runtime, imported."""
