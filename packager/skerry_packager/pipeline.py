@@ -6,51 +6,43 @@ is measured (latency, memory) decides only where it is asked for: a latency or R
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx
 
-from skerry_contract.digests import digest_of
 from skerry_contract.errors import InputError, ModelError
 from skerry_contract.manifest import TensorSpec
 
-from . import graphs
 from .datasets import Dataset, Splits, load_arrays, make_splits, match_dataset
-from .engine import Session
-from .evaluate import Gate, Reference, Unsound, compare, measure_latency
+from .evaluate import Gate
+from .formats import format_of
 from .golden import choose_samples, golden_inputs, golden_outputs, tolerances
 from .inspect import ModelInspection, inspect_model
-from .memory import measure_memory, predict_memory
-from .metrics import Head
-from .modelfile import load_approved
-from .normalize import Normalized, normalize
+from .judge import Judge
 from .reference import build_spec
 from .results import (
     FP32,
     Choice,
-    Fidelity,
     GoldenData,
     Objective,
     PackResult,
     Progress,
     Target,
     VariantResult,
-    Verdict,
     no_progress,
 )
 from .select import choose
-from .variants.candidate import Candidate, Outcome, Skipped
-from .variants.onnx import VARIANT_NAMES, generate
+from .variants.candidate import Job
 
 Data = str | Path | Mapping[str, np.ndarray]
 """A path or ``module:function`` (see `skerry_packager.datasets`), or the arrays themselves."""
 
-_STEPS: Final = ("inspect", "data", "normalize", FP32, *VARIANT_NAMES, "select", "golden", "monitoring")
-_TIMED_FEEDS: Final = 8
+DEFAULT_TIME_LIMIT: Final = 600.0
+"""Seconds for trying variants: a guard against endless searches, far above what they take."""
 
 
 def pack_variants(
@@ -63,7 +55,9 @@ def pack_variants(
     max_drop: float = 0.01,
     task: str | None = None,
     seed: int = 0,
+    time_limit: float = DEFAULT_TIME_LIMIT,
     progress: Progress = no_progress,
+    on_result: Callable[[VariantResult], None] = lambda result: None,
 ) -> PackResult:
     """Try every variant, judge it, and choose for each target.
 
@@ -75,6 +69,8 @@ def pack_variants(
         max_drop: largest accepted upper bound of the loss, as in `Fidelity.drop` (0.01 is one point).
         task: one of `skerry_contract.manifest.TASKS`; None finds it from the outputs.
         seed: of the splits and the bootstrap.
+        time_limit: seconds after which no search is begun or goes on; what was found till then counts.
+        on_result: called with each variant as it was tried, so that a run that fails later shows them.
         progress: called at the start of every step.
 
     Raises:
@@ -88,29 +84,45 @@ def pack_variants(
             f"the largest drop must be from 0 to below 1, not {max_drop}", hint="One point is 0.01."
         )
     path = Path(model_path)
-
-    def begin(step: str) -> None:
-        progress(step, _STEPS.index(step), len(_STEPS))
-
-    begin("inspect")
+    progress("inspect", 0, 1)
     inspection = inspect_model(path)
     _check_servable(inspection)
+    model_format = format_of(inspection)
+    steps = (
+        "inspect", "data", "normalize", FP32, *model_format.variant_names, "select", "golden", "monitoring"
+    )  # fmt: skip
+
+    def begin(step: str) -> None:
+        progress(step, steps.index(step), len(steps))
+
     begin("data")
     splits = _load_splits(inspection, calibration, evaluation, seed)
     begin("normalize")
     calibration_feeds = [splits.calibration.feed(row) for row in range(len(splits.calibration))]
-    normalized = normalize(
-        load_approved(path, inspection),
-        calibration_feeds[:3],
-        max_ir=min((target.max_ir for target in targets if target.max_ir), default=0),
-        max_opset=min((target.max_opset for target in targets if target.max_opset), default=0),
-    )
+    prepared = model_format.prepare(path, inspection, calibration_feeds[:3], targets)
     begin(FP32)
-    judge = _Judge(normalized, splits, Gate(max_drop), task, seed)
-    tried = [judge.judge(judge.source)]
-    for name, make in generate(normalized.model, calibration_feeds):
+    judge = Judge(model_format, prepared, splits, Gate(max_drop), task, seed)
+    tried: list[VariantResult] = []
+
+    def keep(result: VariantResult) -> None:
+        estimates = {target.name: target.estimate(result) for target in targets if result.model}
+        known = {name: estimate for name, estimate in estimates.items() if estimate is not None}
+        tried.append(replace(result, estimates=known))
+        on_result(tried[-1])
+
+    keep(judge.judge(judge.source))
+    end = time.monotonic() + time_limit
+    job = Job(
+        source=prepared.data,
+        calibration=calibration_feeds,
+        targets=targets,
+        max_drop=max_drop,
+        trial=judge.trial,
+        seconds_left=lambda: max(0.0, end - time.monotonic()),
+    )
+    for name, make in model_format.generate(job):
         begin(name)
-        tried.append(judge.judge_made(name, make))
+        keep(judge.judge_made(name, make))
     begin("select")
     tried, choices = _settle(tried, targets, objective, judge)
     chosen = tuple(dict.fromkeys(name for choice in choices for name in choice.variants))
@@ -118,7 +130,7 @@ def pack_variants(
     golden = _golden(judge, [result for result in tried if result.name in chosen], splits)
     begin("monitoring")
     spec = build_spec(judge.fp32, [splits.calibration, splits.search, splits.held_out], judge.heads[0])
-    progress("done", len(_STEPS), len(_STEPS))
+    progress("done", len(steps), len(steps))
     return PackResult(
         inspection=inspection,
         inputs=tuple(TensorSpec(name=s.name, datatype=s.datatype, shape=s.shape) for s in judge.fp32.inputs),
@@ -135,7 +147,7 @@ def pack_variants(
         golden=golden,
         monitoring=spec.to_bytes(),
         splits=splits.info,
-        notes=(*_inspection_notes(inspection), *normalized.notes, *splits.notes),
+        notes=(*_inspection_notes(inspection), *prepared.notes, *splits.notes),
     )
 
 
@@ -179,104 +191,8 @@ def _inspection_notes(inspection: ModelInspection) -> tuple[str, ...]:
     return tuple(notes)
 
 
-@dataclass(slots=True)
-class _Judge:
-    """Judges candidates against fp32 on the search split, and the best of them on the held-out split."""
-
-    normalized: Normalized
-    splits: Splits
-    gate: Gate
-    seed: int
-    task: str
-    heads: tuple[Head, ...]
-    fp32: Session
-    search: Reference
-    held_out: Reference
-
-    def __init__(
-        self, normalized: Normalized, splits: Splits, gate: Gate, task: str | None, seed: int
-    ) -> None:
-        self.normalized, self.splits, self.gate, self.seed = normalized, splits, gate, seed
-        self.fp32 = Session(normalized.data)
-        self.search = Reference(self.fp32, splits.search, "search")
-        self.held_out = Reference(self.fp32, splits.held_out, "held-out")
-        self.task, self.heads = self.search.heads(task)
-
-    @property
-    def source(self) -> Candidate:
-        """fp32 itself, as a candidate."""
-        return Candidate(
-            name=FP32, data=self.normalized.data, recipe={"kind": FP32}, note="the normalized source"
-        )
-
-    def judge_made(self, name: str, make: Callable[[], Outcome]) -> VariantResult:
-        """Generate a candidate and judge it; a candidate equal to its source is no candidate."""
-        outcome = make()
-        if isinstance(outcome, Skipped):
-            return VariantResult(
-                name=name, verdict=Verdict.SKIPPED, reason=outcome.reason, recipe=outcome.recipe
-            )
-        if outcome.data == self.normalized.data:
-            return VariantResult(
-                name=name,
-                verdict=Verdict.SKIPPED,
-                reason="nothing changed: the file equals fp32",
-                recipe=outcome.recipe,
-            )
-        return self.judge(outcome)
-
-    def judge(self, candidate: Candidate) -> VariantResult:
-        """Facts, measurements and verdict of one candidate."""
-        model = onnx.load_model_from_string(candidate.data)
-        result = VariantResult(
-            name=candidate.name,
-            verdict=Verdict.OK,
-            reason="",
-            model=candidate.data,
-            digest=digest_of(candidate.data),
-            size_bytes=len(candidate.data),
-            recipe={**candidate.recipe, "quantized_compute": candidate.quantized_compute},
-            note=candidate.note,
-            ir=model.ir_version,
-            opset=graphs.opset_of(model),
-            ram_predicted_bytes=predict_memory(model, self.splits.search.feed(0)),
-        )
-        try:
-            # The fresh process comes first: a candidate that kills its process must not kill this one.
-            result = replace(result, memory=measure_memory(candidate.data, self.splits.search.feed(0)))
-            session = Session(candidate.data)
-        except ModelError as error:
-            return replace(result, verdict=Verdict.CRASH, reason=error.message)
-        try:
-            fidelity = self._compare(self.search, session, candidate.name)
-        except Unsound as unsound:
-            return replace(result, verdict=unsound.verdict, reason=unsound.reason)
-        feeds = [self.splits.search.feed(row) for row in range(min(_TIMED_FEEDS, len(self.splits.search)))]
-        result = replace(result, fidelity=fidelity, latency=measure_latency(self.fp32, session, feeds))
-        if candidate.name != FP32 and not fidelity.changed and result.size_bytes >= len(self.normalized.data):
-            return replace(
-                result, verdict=Verdict.SKIPPED, reason="nothing gained: the outputs equal fp32's, no smaller"
-            )
-        verdict, reason = self.gate.judge(fidelity)
-        return replace(result, verdict=verdict, reason=reason)
-
-    def _compare(self, reference: Reference, session: Session, name: str) -> Fidelity:
-        found = compare(reference, session, self.heads, self.seed)
-        # fp32 agrees with itself by nature: no number of rows makes that more or less sure.
-        return replace(found, exact_bound=None) if name == FP32 else found
-
-    def confirm(self, result: VariantResult) -> VariantResult:
-        """The last word, on rows that no choice has seen."""
-        try:
-            fidelity = self._compare(self.held_out, Session(result.model), result.name)
-        except Unsound as unsound:
-            return replace(result, verdict=unsound.verdict, reason=f"on held-out rows: {unsound.reason}")
-        verdict, reason = self.gate.judge(fidelity)
-        return replace(result, held_out=fidelity, verdict=verdict, reason=reason)
-
-
 def _settle(
-    tried: list[VariantResult], targets: Sequence[Target], objective: Objective, judge: _Judge
+    tried: list[VariantResult], targets: Sequence[Target], objective: Objective, judge: Judge
 ) -> tuple[list[VariantResult], list[Choice]]:
     """Choose, confirm what was chosen on the held-out rows, and choose again while that fails."""
     results = {result.name: result for result in tried}
@@ -291,13 +207,13 @@ def _settle(
             results[name] = judge.confirm(results[name])
 
 
-def _golden(judge: _Judge, chosen: Sequence[VariantResult], splits: Splits) -> GoldenData:
+def _golden(judge: Judge, chosen: Sequence[VariantResult], splits: Splits) -> GoldenData:
     data, head = splits.held_out, judge.heads[0]
     positions = choose_samples([judge.held_out.outputs(row) for row in range(len(data))], head)
     reference = [judge.held_out.outputs(row) for row in positions]
     outputs, allowed = {}, {}
     for result in chosen:
-        session = Session(result.model)
+        session = judge.session(result.model)
         outputs[result.name], recorded = golden_outputs(session, data, positions)
         allowed[result.name] = tolerances(
             session.output_names, recorded, reference, head, bool(result.recipe["quantized_compute"])
