@@ -76,6 +76,11 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
     "unpack": Lazy(
         _PACK, "skerry_packager.cli.bundles:unpack", "Write the members of a bundle into a folder."
     ),
+    "matrix": Lazy(
+        _PACK,
+        "skerry_packager.cli.matrix:matrix",
+        "Load every variant on each engine version, and compare its answers.",
+    ),
     "runs": Lazy(_PACK, "skerry_packager.cli.runs:runs", "Look into the log of packaging runs."),
     "publish": Lazy(_RUN, "skerry_packager.cli.bundles:publish", "Upload a bundle to the fleet server."),
     "models": Lazy(_RUN, "skerry_packager.cli.models:models", "See what was published to the fleet server."),

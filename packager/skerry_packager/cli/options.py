@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+
+from skerry_contract.errors import AccessError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -125,3 +128,21 @@ def label(value: str) -> tuple[str, str]:
     if match is None:
         raise click.BadParameter(f"{value!r} is no label; write KEY=VALUE, such as site=gate-3.")
     return match[1], match[2]
+
+
+def key_password(key: Path, variable: str | None) -> bytes | None:
+    """The key's password, from the environment, else from the person at the terminal, if it has one."""
+    from .. import console
+    from ..keys import needs_password, open_to_others, password_from
+
+    if open_to_others(key):
+        console.warn(f"other users of this machine can read {key}: chmod 600 {key}")
+    if variable:
+        return password_from(variable)
+    if not needs_password(key):
+        return None
+    if not sys.stdin.isatty():
+        raise AccessError(
+            f"{key} has a password", hint="Name the environment variable that holds it by --password-env."
+        )
+    return str(click.prompt(f"Password of {key}", hide_input=True, err=True)).encode()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from skerry_contract.errors import AccessError
 from skerry_contract.manifest import TASKS
 
 from .. import console
@@ -16,7 +14,7 @@ from ..packing import MONITORS, OwnBudgets, Packed, PackRequest, megabytes
 from ..packing import pack as pack_model
 from ..results import Objective
 from ..runlog import variant_row
-from .options import EXISTING_FILE, Limit, json_option, loss
+from .options import EXISTING_FILE, Limit, json_option, key_password, loss
 from .runs import run_log_option, show_variants
 
 _STEPS: Final = {
@@ -184,7 +182,7 @@ def pack(
       skerry pack digits.onnx --name digits --version 1.1.0 --key engineer.key --evaluation test.npz \\
         --profile raspberry-pi-4 --profile x86-gateway --objective latency --max-drop 0.5pt --lineage run.toml
     """
-    password = _password(key, password_env)
+    password = key_password(key, password_env)
     request = PackRequest(
         model=model,
         name=name,
@@ -217,23 +215,6 @@ def pack(
     for warning in packed.warnings:
         console.warn(warning)
     console.print_json(_as_json(packed, request.run_log)) if as_json else _show(packed, request.run_log)
-
-
-def _password(key: Path, variable: str | None) -> bytes | None:
-    """The key's password, from the environment, else from the person at the terminal, if it has one."""
-    from ..keys import needs_password, open_to_others, password_from
-
-    if open_to_others(key):
-        console.warn(f"other users of this machine can read {key}: chmod 600 {key}")
-    if variable:
-        return password_from(variable)
-    if not needs_password(key):
-        return None
-    if not sys.stdin.isatty():
-        raise AccessError(
-            f"{key} has a password", hint="Name the environment variable that holds it by --password-env."
-        )
-    return str(click.prompt(f"Password of {key}", hide_input=True, err=True)).encode()
 
 
 def _rows(packed: Packed) -> list[dict[str, Any]]:
