@@ -102,6 +102,7 @@ def assemble(identity: Identity, result: PackResult, lineage: Lineage) -> Assemb
         golden_inputs=store(result.golden.inputs),
         monitoring=store(result.monitoring),
         budgets=identity.budgets,
+        preprocessing=result.preprocessing,
         lineage=lineage,
         evaluation=_evidence(result),
     )
@@ -176,6 +177,7 @@ def _evidence(result: PackResult) -> dict[str, Any]:
         ],
         "tried": [_tried(variant) for variant in result.variants],
         "golden_rows": list(result.golden.samples),
+        **({"states": dict(result.states)} if result.states else {}),
         "notes": list(result.notes),
     }
 

@@ -117,7 +117,8 @@ def collect_ranges(
     inner = [name for name in watched if name not in inputs]
     collectors = {name: RangeCollector() for name in watched}
     for feed in feeds:
-        for name, values in zip(inner, session.run(feed, inner), strict=True):
+        values_of = session.run(feed, inner) if inner else []  # no names would mean all outputs
+        for name, values in zip(inner, values_of, strict=True):
             collectors[name].add(values)
         for name in inputs & set(watched):
             collectors[name].add(feed[name])

@@ -14,8 +14,28 @@ from typing import Any, Final
 
 from skerry_contract.manifest import Manifest, Variant
 
-from .results import no_disagreement
+from .results import FP32, no_disagreement
 
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+"""``owner/name``, as the Hub names models and data sets."""
+_HUB_METRICS: Final = {"auc": "roc_auc"}
+"""Our metric -> its name at the Hub, where that is another."""
+_LICENSES: Final = frozenset({
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m",
+    "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
+    "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
+    "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0",
+    "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0",
+    "eupl-1.1", "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0",
+    "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql",
+    "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "gemma", "llama2", "llama3", "llama3.1", "llama3.2",
+    "llama3.3", "unknown", "other",
+})  # fmt: skip
+"""Identifiers that the Hub knows; any other licence is ``other`` with its name."""
+_NOBODY_SAID: Final = "Not known: whoever packed the model did not say (`intended_use` of --lineage)."
+_UNLABELLED: Final = ("top1-agreement", "cosine", "sqnr")
+"""Metrics that compare with the original only."""
 _PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9 _./-]*[A-Za-z0-9]")
 _YAML_WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 
@@ -24,11 +44,13 @@ def render_card(manifest: Manifest) -> bytes:
     """The card of a manifest that has none yet."""
     sections = [
         _summary(manifest),
+        _intended_use(manifest),
         _tensors(manifest),
         _variants(manifest),
         _evaluation(manifest),
-        _lineage(manifest),
         _limits(manifest),
+        _lineage(manifest),
+        _notes(manifest),
     ]
     front = "\n".join(yaml_lines(_front_matter(manifest)))
     body = "\n\n".join(section for section in sections if section)
@@ -36,20 +58,44 @@ def render_card(manifest: Manifest) -> bytes:
 
 
 def _front_matter(manifest: Manifest) -> dict[str, Any]:
-    extra = manifest.lineage.unknown
+    told = manifest.lineage.unknown
     metadata: dict[str, Any] = {}
-    if "license" in extra:
-        metadata["license"] = extra["license"]
+    if license_ := str(told.get("license", "")):
+        known = license_.lower() in _LICENSES
+        metadata |= {"license": license_.lower()} if known else {"license": "other", "license_name": license_}
+    if "language" in told:
+        metadata["language"] = [part.strip() for part in str(told["language"]).split(",") if part.strip()]
     metadata["library_name"] = "skerry"
+    if tag := _pipeline_tag(manifest):
+        metadata["pipeline_tag"] = tag
     metadata["tags"] = ["edge", *sorted({variant.engine for variant in manifest.variants}), manifest.task]
+    # The Hub links these names to its own repositories: what is no name of the Hub is only in the text.
+    if _HUB_NAME.fullmatch(str(told.get("base_model", ""))):
+        metadata["base_model"] = told["base_model"]
+        if any(variant.id != FP32 for variant in manifest.variants):
+            metadata["base_model_relation"] = "quantized"
+    if _HUB_NAME.fullmatch(str(told.get("dataset", ""))):
+        metadata["datasets"] = [told["dataset"]]
     results = list(_results(manifest))
     if results:
+        metadata["metrics"] = sorted({result["metrics"][0]["type"] for result in results})
         metadata["model-index"] = [{"name": f"{manifest.name}-{manifest.version}", "results": results}]
     return metadata
 
 
+def _pipeline_tag(manifest: Manifest) -> str:
+    """As told; else what follows from the task and the only input, and nothing where that leaves a choice."""
+    if told := str(manifest.lineage.unknown.get("pipeline_tag", "")):
+        return told
+    shapes = [spec.shape for spec in manifest.inputs]
+    pictures = len(shapes) == 1 and len(shapes[0]) == 4 and {shapes[0][1], shapes[0][3]} & {1, 3}
+    tags = {"classification": "image-classification", "detection": "object-detection"}
+    return tags.get(manifest.task, "") if pictures else ""
+
+
 def _results(manifest: Manifest) -> Iterable[dict[str, Any]]:
     """One entry of the model-index for every variant that was judged on held-out data."""
+    task = _pipeline_tag(manifest) or manifest.task
     dataset = {
         "name": str(manifest.lineage.unknown.get("dataset", "held-out evaluation data")),
         "type": "private",
@@ -58,16 +104,21 @@ def _results(manifest: Manifest) -> Iterable[dict[str, Any]]:
     }
     for variant in manifest.variants:
         judged = variant.evaluation.get("held_out") or variant.evaluation.get("search")
-        if not judged:
+        if not judged or judged["candidate"] is None:
             continue
+        kept = ("drop", "drop_bound", "exact_bound")
         metric = {
             "name": f"{judged['metric']} ({variant.id})",
-            "type": judged["metric"],
+            "type": _HUB_METRICS.get(judged["metric"], judged["metric"]),
             "value": judged["candidate"],
-            "args": {"variant": variant.id, "samples": judged["samples"], "drop": judged["drop"]},
+            "args": {
+                "variant": variant.id,
+                "samples": judged["samples"],
+                **{name: judged[name] for name in kept if judged.get(name) is not None},
+            },
         }
         yield {
-            "task": {"type": manifest.task, "name": manifest.task.capitalize()},
+            "task": {"type": task, "name": task.replace("-", " ").capitalize()},
             "dataset": {**dataset, "split": judged["split"]},
             "metrics": [metric],
         }
@@ -170,8 +221,12 @@ def _judgements(variant: Variant) -> Iterable[Sequence[object]]:
 
 def _lineage(manifest: Manifest) -> str:
     lineage = manifest.lineage
+    told = lineage.unknown
     rows: list[Sequence[object]] = [
         ("Source model", lineage.source_model),
+        ("Base model", told.get("base_model") or "not given"),
+        ("Training data", told.get("dataset") or "not given"),
+        ("Licence", told.get("license") or "not given"),
         ("Code commit", lineage.code_commit or "not given"),
         ("Training data hash", lineage.data_hash or "not given"),
         ("Training run", lineage.tracking_uri or "not given"),
@@ -186,6 +241,19 @@ def _lineage(manifest: Manifest) -> str:
     return "## Lineage\n\n" + _table(("", ""), rows)
 
 
+def _intended_use(manifest: Manifest) -> str:
+    told = manifest.lineage.unknown.get("intended_use")
+    said = _text(told) if told else _NOBODY_SAID
+    text = f"## Intended use\n\n{said}"
+    profiles = _profiles(manifest)
+    if profiles:
+        text += f"\n\nPacked for devices of the profiles {', '.join(map(_text, profiles))}."
+    if manifest.preprocessing:
+        rows = [(name, _compact(value)) for name, value in sorted(manifest.preprocessing.items())]
+        text += "\n\nInputs must be prepared as the evaluation data was:\n\n" + _table(("", ""), rows)
+    return text
+
+
 def _limits(manifest: Manifest) -> str:
     budgets = manifest.budgets
     rows = [
@@ -194,12 +262,44 @@ def _limits(manifest: Manifest) -> str:
         ("Load, ms", budgets.load_ms),
         ("Size, bytes", budgets.size_bytes),
     ]
+    told = manifest.lineage.unknown.get("limitations")
+    said = f"{_text(told)}\n\n" if told else ""
     return (
-        "## Limits\n\nBudgets that the device's self-test and probation hold the model to:\n\n"
+        f"## Limits\n\n{said}"
+        + "\n".join(f"- {line}" for line in _unknowns(manifest))
+        + "\n\nBudgets that the device's self-test and probation hold the model to:\n\n"
         + _table(("", "at most"), [(name, value or "no limit") for name, value in rows])
-        + "\n\nThe figures above are of the evaluation data named there, and say nothing about other data. "
-        "RAM is predicted from the graph; latency is measured by each device before it uses the model."
     )
+
+
+def _unknowns(manifest: Manifest) -> list[str]:
+    """What nobody has measured or said: a card must not be silent about it."""
+    lineage, metric = manifest.lineage, str(manifest.evaluation.get("metric", ""))
+    lines = [
+        "The figures above are of the evaluation data named there, and say nothing about other data.",
+        "RAM is predicted from the graph; latency is not in this card: each device measures it before it "
+        "uses the model.",
+        "Not known: how it does on groups of people, places or conditions that the data does not tell apart.",
+    ]
+    if metric in _UNLABELLED:
+        lines.append(
+            "Not known: how often it is right. The evaluation data had no labels, so variants were only "
+            "compared with the original."
+        )
+    if not lineage.unknown.get("limitations"):
+        lines.append("Not known: limits of the model itself (`limitations` of --lineage).")
+    if not lineage.data_hash:
+        lines.append("Not known: which data it was trained on.")
+    if not lineage.code_commit:
+        lines.append("Not known: which code trained it.")
+    if not lineage.unknown.get("license"):
+        lines.append("Not known: under which licence it may be used.")
+    return lines
+
+
+def _notes(manifest: Manifest) -> str:
+    notes = manifest.evaluation.get("notes") or []
+    return "## Notes\n\n" + "\n".join(f"- {_text(note)}" for note in notes) if notes else ""
 
 
 def _profiles(manifest: Manifest) -> list[str]:

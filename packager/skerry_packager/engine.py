@@ -7,8 +7,8 @@ library's telemetry first.
 from __future__ import annotations
 
 import re
-from functools import cache
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 

@@ -3,6 +3,10 @@
 Devices differ from the packing host by rounding alone: fp32 kernels of x86 and Arm by a few units in the last
 place, which sums widen, so storage variants get a narrow tolerance. Integer kernels round at other places and
 one step of a quantized activation shows, so those get a wider one, in proportion to their own noise.
+
+Of a stateful model a sample is a single step in the middle of a rollout, its states among its inputs: the
+device's self-test needs no memory. A model that keeps its state inside is asked for first steps alone, each
+after a reset.
 """
 
 from __future__ import annotations
@@ -17,18 +21,43 @@ from skerry_contract.errors import DataError
 from skerry_contract.manifest import Tolerance
 from skerry_contract.tensors import DTYPE_OF_DATATYPE, Tensor, write_tensors
 
-from .datasets import Dataset
-from .engine import Session
+from .engine import Feed, Session
+from .evaluate import Reference
 from .inspect import DATATYPE_OF_NUMPY
 from .metrics import Form, Head, Metric, classes_of
+from .rollouts import Moment, moments
 
 DEFAULT_COUNT: Final = 8
 _FP32_RELATIVE: Final = 2e-4
 _INT8_RELATIVE: Final = 2e-2
+_MOST_MOMENTS: Final = 256
+_MOST_BYTES: Final = 256 << 20
+"""Outputs that are looked at, to choose among."""
 _UNCLEAR_SHARE: Final = 0.1
 """This share of the samples, those nearest to a tie, is never golden: their class may flip by rounding."""
 
 Outputs = Sequence[np.ndarray]
+
+
+def golden_candidates(reference: Reference) -> list[Moment]:
+    """What samples can be chosen from: the rows themselves, or steps of fp32's rollouts of them.
+
+    Raises:
+        ModelError: fp32 fails on a row.
+    """
+    data = reference.data
+    if data.sequences:
+        inner = data.memory is not None and data.memory.inner
+        return list(moments(reference.session, data, _MOST_MOMENTS, first_only=inner))
+    found: list[Moment] = []
+    room = _MOST_BYTES
+    rows = reference.rows()
+    for row, outputs in zip(rows, reference.answers(rows), strict=True):
+        found.append(Moment(row, 0, data.feed(row), outputs))
+        room -= sum(output.nbytes for output in outputs)
+        if room < 0:
+            break
+    return sorted(found, key=lambda moment: moment.row)
 
 
 def choose_samples(outputs: Sequence[Outputs], head: Head, count: int = DEFAULT_COUNT) -> tuple[int, ...]:
@@ -86,17 +115,23 @@ def _margin(head: Head, output: np.ndarray) -> float:
     return float((top[..., -1] - top[..., -2]).min())
 
 
-def golden_inputs(data: Dataset, rows: Sequence[int]) -> bytes:
+def golden_inputs(feeds: Sequence[Feed]) -> bytes:
     """``inputs/NAME`` of shape ``[K, *one complete input]``."""
-    feeds = [data.feed(row) for row in rows]
-    return _stacked("inputs", {name: [feed[name] for feed in feeds] for name in data.inputs})
+    return _stacked("inputs", {name: [feed[name] for feed in feeds] for name in feeds[0]})
 
 
-def golden_outputs(
-    session: Session, data: Dataset, rows: Sequence[int]
-) -> tuple[bytes, list[list[np.ndarray]]]:
-    """``outputs/NAME`` of shape ``[K, *one complete output]`` of one variant, and the outputs themselves."""
-    recorded = [session.run(data.feed(row)) for row in rows]
+def golden_outputs(session: Session, feeds: Sequence[Feed]) -> tuple[bytes, list[list[np.ndarray]]]:
+    """``outputs/NAME`` of shape ``[K, *one complete output]`` of one variant, and the outputs themselves.
+
+    What the model keeps inside is forgotten before each sample.
+
+    Raises:
+        ModelError: the engine failed on a sample.
+    """
+    recorded = []
+    for feed in feeds:
+        session.reset()
+        recorded.append(session.run(feed))
     named = {name: [row[index] for row in recorded] for index, name in enumerate(session.output_names)}
     return _stacked("outputs", named), recorded
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -39,6 +39,16 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     yield graph
     for inner in subgraphs(graph):
         yield from all_graphs(inner)
+
+
+def scopes(
+    graph: GraphProto, around: Mapping[str, TensorProto] | None = None
+) -> Iterator[tuple[GraphProto, dict[str, TensorProto]]]:
+    """As `all_graphs`, each with the initializers that its nodes see: its own and those around it."""
+    seen = {**(around or {}), **{tensor.name: tensor for tensor in graph.initializer}}
+    yield graph, seen
+    for inner in subgraphs(graph):
+        yield from scopes(inner, seen)
 
 
 def all_nodes(model: ModelProto) -> Iterator[NodeProto]:

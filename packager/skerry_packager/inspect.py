@@ -68,14 +68,14 @@ class ModelInspection:
 
     file_name: str
     format: str
-    """``onnx``."""
+    """``onnx`` or ``tflite``: the engine that runs it."""
     sha256: str
     """Of the file itself, in hex; external data has its own."""
     size_bytes: int
     """The file and its external data."""
     ir: int
     opsets: Mapping[str, int]
-    """Domain -> version; ``ai.onnx`` for the default domain."""
+    """Domain -> version; ``ai.onnx`` for the default domain. Empty for TFLite."""
     producer: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -87,12 +87,14 @@ class ModelInspection:
     """Numbers stored in weights."""
     weight_bytes: int
     subgraphs: int
-    """Bodies of If, Loop and Scan."""
+    """Bodies of If, Loop and Scan; beside the main one of TFLite."""
     quantized_operators: int
     external_files: tuple[ExternalFile, ...]
     metadata: Mapping[str, str]
     probe: str
     """Begins with ``ran`` if one inference on zeros worked, else says why not: some models cannot."""
+    stateful: bool = False
+    """The engine keeps variables of the model from one inference to the next (TFLite alone does)."""
 
     @property
     def opset(self) -> int:

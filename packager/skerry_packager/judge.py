@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -9,16 +10,26 @@ from typing import Final
 from skerry_contract.digests import digest_of
 from skerry_contract.errors import ModelError
 
-from .datasets import Splits
-from .engine import Session
+from .engine import Feed, Session
 from .evaluate import Gate, Reference, Unsound, compare, measure_latency
 from .formats import ModelFormat, Prepared
-from .memory import measure_memory
+from .memory import Probe, probe
 from .metrics import Head
 from .results import FP32, Fidelity, VariantResult, Verdict
+from .rollouts import sample_feeds
+from .splits import Splits
 from .variants.candidate import Candidate, Outcome, Skipped
 
 _TIMED_FEEDS: Final = 8
+_SPLIT_FLOPS: Final = 60e9
+"""Work of one pass over a split: a few seconds. A model of which that is few rows is judged on fewer, and on
+the same ones on every machine."""
+_OPERATOR_FLOPS: Final = 2e5
+"""What an operator costs that calculates nothing, some ten microseconds, in arithmetic."""
+_REFERENCE_SECONDS: Final = 30.0
+"""Where the work is not known, or the machine is slow."""
+_CANDIDATE_SECONDS: Final = 60.0
+"""A candidate that is so much slower is judged on fewer."""
 
 
 @dataclass(slots=True)
@@ -35,6 +46,11 @@ class Judge:
     fp32: Session
     search: Reference
     held_out: Reference
+    timed: list[Feed]
+    notes: list[str]
+    _packed: bytes
+    """fp32 as it is packed; `prepared` has the names that reports need."""
+    _fp32_probe: Probe
 
     def __init__(
         self,
@@ -43,14 +59,30 @@ class Judge:
         splits: Splits,
         gate: Gate,
         task: str | None,
+        metric: str | None,
         seed: int,
     ) -> None:
         self.format, self.prepared, self.splits = model_format, prepared, splits
         self.gate, self.seed = gate, seed
         self.fp32 = self.session(prepared.data)
+        self._packed = model_format.finish(prepared.data)
         self.search = Reference(self.fp32, splits.search, "search")
         self.held_out = Reference(self.fp32, splits.held_out, "held-out")
-        self.task, self.heads = self.search.heads(task)
+        self.task, self.heads = self.search.heads(task, metric)
+        self.timed = sample_feeds(self.fp32, splits.search, _TIMED_FEEDS)
+        self._fp32_probe = probe(self._packed, self.timed[0], model_format.engine)
+        self.notes = [
+            note
+            for split in (self.search, self.held_out)
+            for note in split.settle(self._most_rows(split), _REFERENCE_SECONDS)
+        ]
+
+    def _most_rows(self, split: Reference) -> int:
+        """How many rows of a split fp32's work allows, a power of two."""
+        operations = self._fp32_probe.operations
+        steps = max(split.data.steps(row) for row in range(len(split.data)))
+        work = steps * sum(each.flops + _OPERATOR_FLOPS for each in operations)
+        return 1 << int(math.log2(max(1.0, _SPLIT_FLOPS / work))) if work else len(split.data)
 
     def session(self, model: bytes) -> Session:
         """A model in this format's engine. Raises `ModelError`."""
@@ -81,41 +113,52 @@ class Judge:
 
     def judge(self, candidate: Candidate) -> VariantResult:
         """Facts, measurements and verdict of one candidate."""
-        facts = self.format.facts(candidate.data)
-        lower, upper = self.format.memory_bounds(candidate.data, self.splits.search.feed(0))
+        data = self._packed if candidate.name == FP32 else self.format.finish(candidate.data)
+        facts = self.format.facts(data)
         result = VariantResult(
             name=candidate.name,
             verdict=Verdict.OK,
             reason="",
-            model=candidate.data,
-            digest=digest_of(candidate.data),
-            size_bytes=len(candidate.data),
+            model=data,
+            digest=digest_of(data),
+            size_bytes=len(data),
             recipe={**candidate.recipe, "quantized_compute": candidate.quantized_compute},
             note=candidate.note,
             ir=facts.ir,
             opset=facts.opset,
-            ram_predicted_bytes=lower,
-            ram_upper_bytes=upper,
             sensitivity=candidate.sensitivity,
         )
         try:
             # The fresh process comes first: a candidate that kills its process must not kill this one.
-            result = replace(result, memory=measure_memory(candidate.data, self.splits.search.feed(0)))
-            session = self.session(candidate.data)
+            probed = self._probed(data)
+            session = self.session(data)
         except ModelError as error:
             return replace(result, verdict=Verdict.CRASH, reason=error.message)
+        lower, upper = self.format.memory_bounds(data, self.timed[0], probed.sizes)
+        result = replace(
+            result,
+            memory=probed.memory,
+            operations=probed.operations,
+            ram_predicted_bytes=lower,
+            ram_upper_bytes=upper,
+        )
         try:
             fidelity = self._compare(self.search, session, candidate.name)
         except Unsound as unsound:
             return replace(result, verdict=unsound.verdict, reason=unsound.reason)
-        feeds = [self.splits.search.feed(row) for row in range(min(_TIMED_FEEDS, len(self.splits.search)))]
-        result = replace(result, fidelity=fidelity, latency=measure_latency(self.fp32, session, feeds))
-        if candidate.name != FP32 and not fidelity.changed and result.size_bytes >= len(self.prepared.data):
+        latency = measure_latency(self.fp32, session, self.timed)
+        result = replace(result, fidelity=fidelity, latency=latency)
+        if candidate.name != FP32 and not fidelity.changed and result.size_bytes >= len(self._packed):
             return replace(
                 result, verdict=Verdict.SKIPPED, reason="nothing gained: the outputs equal fp32's, no smaller"
             )
         verdict, reason = self.gate.judge(fidelity)
         return replace(result, verdict=verdict, reason=reason)
+
+    def _probed(self, model: bytes) -> Probe:
+        if model == self._packed:
+            return self._fp32_probe
+        return probe(model, self.timed[0], self.format.engine)
 
     def confirm(self, result: VariantResult) -> VariantResult:
         """The last word, on rows that no choice has seen."""
@@ -132,9 +175,9 @@ class Judge:
             session = self.session(model)
         except ModelError as error:
             raise Unsound(Verdict.CRASH, error.message) from error
-        return compare(self.search, session, self.heads, self.seed)
+        return compare(self.search, session, self.heads, self.seed, most_rows, _CANDIDATE_SECONDS)
 
     def _compare(self, reference: Reference, session: Session, name: str) -> Fidelity:
-        found = compare(reference, session, self.heads, self.seed)
+        found = compare(reference, session, self.heads, self.seed, seconds=_CANDIDATE_SECONDS)
         # fp32 agrees with itself by nature: no number of rows makes that more or less sure.
         return replace(found, exact_bound=None) if name == FP32 else found

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import date, datetime, time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 _MAX_BYTES: Final = 256 * 1024
 _KINDS: Final[Mapping[str, type]] = {
     "data_hash": str, "data_splits": dict, "code_commit": str, "hyperparameters": dict, "environment": dict,
-    "metrics": dict, "tracking_uri": str, "dataset": str, "license": str, "description": str,
+    "metrics": dict, "tracking_uri": str,
+    "dataset": str, "license": str, "description": str, "base_model": str, "intended_use": str,
+    "limitations": str, "language": str, "pipeline_tag": str,
 }  # fmt: skip
-"""Keys of a lineage file; the last three are kept beside the lineage's own fields, for the model card."""
-_EXTRA: Final = ("dataset", "license", "description")
+"""Keys of a lineage file; those from ``dataset`` on are kept beside the lineage's own fields, for the model
+card."""
+_EXTRA: Final = tuple(_KINDS)[tuple(_KINDS).index("dataset") :]
 _PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "skerry")
 _GIT_SECONDS: Final = 20
 
@@ -158,7 +162,21 @@ def _plain(value: Any, where: str) -> Any:
     return value
 
 
+GAPS: Final = ("data_hash", "code_commit", "hyperparameters", "metrics", "tracking_uri")
+"""Fields that only the engineer, or what trained the model, can fill."""
+
+
 def lineage_gaps(lineage: Lineage) -> list[str]:
     """The fields that nobody filled."""
-    fields = ("data_hash", "code_commit", "hyperparameters", "metrics", "tracking_uri")
-    return [name for name in fields if not getattr(lineage, name)]
+    return [name for name in GAPS if not getattr(lineage, name)]
+
+
+def gaps_of(document: Mapping[str, Any]) -> list[str]:
+    """The same of a `lineage_document`."""
+    return [name for name in GAPS if not document.get(name)]
+
+
+def lineage_document(lineage: Lineage) -> dict[str, Any]:
+    """A lineage as the log of packaging runs keeps it: what is filled, and what was told beside."""
+    found = {item.name: getattr(lineage, item.name) for item in fields(lineage) if item.name != "unknown"}
+    return {name: value for name, value in (found | dict(lineage.unknown)).items() if value}

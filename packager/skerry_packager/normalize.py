@@ -1,29 +1,36 @@
 """One clean form of a model before anything is derived from it: every step proved on sample inputs.
 
-Constant nodes become initializers, ZipMap goes, weights move inside the file, overridable initializers
-become constant, and the opset rises where that leaves the outputs as they were. A step that cannot be
-proved is not taken, and the notes say so.
+Local functions are inlined, Constant nodes become initializers, what depends on constants alone is folded
+under a cap (see `folding`), ZipMap goes, weights move inside the file, overridable initializers become
+constant, and the opset rises where that leaves the outputs as they were. A step that cannot be proved is not
+taken, and the notes say so.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper, version_converter
 
 from skerry_contract.errors import ModelError
 
 from . import graphs
 from .engine import Feed, Session, brief
+from .folding import fold_constants
 
 OPSET_WANTED: Final = 17
 """Low enough for every engine of the last years, high enough for per-channel quantization (13)."""
 OPSET_PER_CHANNEL: Final = 13
 _SAME_RELATIVE: Final = 1e-4
+_WRONG_TYPE: Final = re.compile(
+    r"of output arg \((.+?)\) of node \(.*?\) does not match expected type \(tensor\((\w+)\)\)"
+)
 _SCALAR_VALUES: Final = {
     "value_float": np.float32,
     "value_int": np.int64,
@@ -59,12 +66,17 @@ def normalize(model: ModelProto, samples: Sequence[Feed], max_ir: int = 0, max_o
     if remove_zipmap(clean.graph):
         notes.append("ZipMap removed: the probabilities are a plain tensor now")
     _refuse_non_tensors(clean.graph)
-    source = Session(clean.SerializeToString())
-    wanted = [source.run(feed) for feed in samples]
+    session, repaired = load_repaired(clean)
+    notes += repaired
+    wanted = [session.run(feed) for feed in samples]
+    _declare_types(clean.graph, wanted)
+    clean = _inline_functions(clean, samples, wanted, notes)
+    _drop_unused_imports(clean)
     for graph in graphs.all_graphs(clean.graph):
         _constants_to_initializers(graph)
-    _pin_initializers(clean.graph)
+    _pin_initializers(clean)
     _prove(clean, samples, wanted, "Constant nodes to initializers")
+    clean = _fold(clean, samples, wanted, notes)
     _free_false_dimensions(clean.graph, wanted)
     clean = _raise_opset(clean, samples, wanted, max_opset, notes)
     if all(node.domain in graphs.DEFAULT_DOMAINS for node in graphs.all_nodes(clean)):
@@ -74,14 +86,105 @@ def normalize(model: ModelProto, samples: Sequence[Feed], max_ir: int = 0, max_o
     return Normalized(clean, data, tuple(notes))
 
 
+def load_repaired(model: ModelProto) -> tuple[Session, list[str]]:
+    """Load it; types of outputs that the engine refuses become those that it finds, in place. With notes.
+
+    skl2onnx declares the scores of trees with double inputs as doubles, and the operator gives floats.
+
+    Raises:
+        ModelError: the engine refuses the model for another reason.
+    """
+    notes: list[str] = []
+    for _ in range(len(model.graph.output) + 1):
+        try:
+            return Session(model.SerializeToString()), notes
+        except ModelError as error:
+            found = _WRONG_TYPE.search(error.message)
+            if found is None or not _declare_type(model.graph, found[1], found[2]):
+                raise
+            notes.append(f"output {found[1]!r} gives {found[2]} numbers, other than the file declares")
+    return Session(model.SerializeToString()), notes
+
+
+def _declare_type(graph: GraphProto, output: str, name: str) -> bool:
+    """Whether there is such an output, and such a type."""
+    kind = dict(TensorProto.DataType.items()).get(name.upper(), 0)
+    values = [value for value in graph.output if value.name == output and kind]
+    for value in values:
+        value.type.tensor_type.elem_type = kind
+    return bool(values)
+
+
+def _declare_types(graph: GraphProto, results: list[list[np.ndarray]]) -> None:
+    """Give outputs without a type the one that they have, with free dimensions."""
+    for index, value in enumerate(graph.output):
+        if value.type.WhichOneof("value") is None and results:
+            found = results[0][index]
+            kind = onnx.helper.np_dtype_to_tensor_dtype(found.dtype)
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, [None] * found.ndim))
+
+
+def _inline_functions(
+    model: ModelProto, samples: Sequence[Feed], wanted: list[list[np.ndarray]], notes: list[str]
+) -> ModelProto:
+    """Nothing that looks for weights or operators looks into local functions."""
+    if not model.functions:
+        return model
+    try:
+        flat = onnx.inliner.inline_local_functions(model)
+        _drop_unused_imports(flat)
+        error = _difference(flat, samples, wanted)
+    except (ModelError, RuntimeError, ValueError) as problem:
+        failure = brief(problem)
+    else:
+        if error <= _SAME_RELATIVE:
+            notes.append(f"{len(model.functions)} local functions inlined")
+            return flat
+        failure = f"the outputs change by {error:.1e}"
+    notes.append(f"local functions kept: they cannot be inlined ({failure[:160]})")
+    return model
+
+
+def _drop_unused_imports(model: ModelProto) -> None:
+    """Engines refuse a domain that they do not know, used or not."""
+    used = {node.domain for node in graphs.all_nodes(model)}
+    used |= {function.domain for function in model.functions}
+    seen: set[tuple[str, int]] = set()
+    for index in reversed(range(len(model.opset_import))):
+        entry = model.opset_import[index]
+        key = entry.domain, entry.version
+        if key in seen or (entry.domain not in used and entry.domain not in graphs.DEFAULT_DOMAINS):
+            del model.opset_import[index]
+        seen.add(key)
+
+
+def _fold(
+    model: ModelProto, samples: Sequence[Feed], wanted: list[list[np.ndarray]], notes: list[str]
+) -> ModelProto:
+    folded = ModelProto()
+    folded.CopyFrom(model)
+    count = fold_constants(folded)
+    if not count:
+        return model
+    try:
+        error = _difference(folded, samples, wanted)
+    except ModelError as problem:
+        notes.append(f"constants kept as they are: folding them fails ({problem.message[:160]})")
+        return model
+    if not error <= _SAME_RELATIVE:
+        notes.append(f"constants kept as they are: folding them changes the outputs by {error:.1e}")
+        return model
+    notes.append(f"{count} nodes that depend on constants alone folded")
+    return folded
+
+
 def remove_zipmap(graph: GraphProto) -> int:
     """How many there were. skl2onnx ends classifiers in a list of dictionaries; a device serves tensors."""
     zipmaps = [node for node in graph.node if node.op_type == "ZipMap" and node.domain == "ai.onnx.ml"]
     for node in zipmaps:
         index, output = next(item for item in enumerate(graph.output) if item[1].name == node.output[0])
-        graph.output[index].CopyFrom(
-            onnx.helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None, None])
-        )
+        # float or double, as the classifier: the engine knows, see `_declare_types`.
+        graph.output[index].CopyFrom(onnx.helper.make_empty_tensor_value_info(output.name))
         identity = onnx.helper.make_node(
             "Identity", [node.input[0]], [output.name], name=node.name or "ZipMapRemoved"
         )
@@ -91,7 +194,9 @@ def remove_zipmap(graph: GraphProto) -> int:
 
 def _refuse_non_tensors(graph: GraphProto) -> None:
     for value in graph.output:
-        kind = value.type.WhichOneof("value") or "unknown"
+        kind = value.type.WhichOneof("value")
+        if kind is None:  # not declared; if it is no tensor, the engine says so
+            continue
         if kind != "tensor_type" or value.type.tensor_type.elem_type == TensorProto.STRING:
             what = "text" if kind == "tensor_type" else f"a {kind.removesuffix('_type')}"
             raise ModelError(
@@ -130,12 +235,14 @@ def _constant_tensor(node: NodeProto) -> TensorProto | None:
     return None
 
 
-def _pin_initializers(graph: GraphProto) -> None:
+def _pin_initializers(model: ModelProto) -> None:
     """An initializer that is also an input could be overridden at run time, so engines may not fold it."""
-    required = graphs.real_inputs(graph)
-    if len(required) < len(graph.input):
-        del graph.input[:]
-        graph.input.extend(required)
+    required = graphs.real_inputs(model.graph)
+    if len(required) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(required)
+    # Before IR 4 every initializer had to be an input, too, and the converter of opsets insists.
+    model.ir_version = max(model.ir_version, 4)
 
 
 def _free_false_dimensions(graph: GraphProto, results: list[list[np.ndarray]]) -> None:
@@ -216,7 +323,7 @@ def _raise_opset(
             raised = version_converter.convert_version(model, target)
             raised.ir_version = max(raised.ir_version, model.ir_version)
             error = _difference(raised, samples, wanted)
-        except (ModelError, RuntimeError, ValueError) as problem:  # the converter raises bare RuntimeErrors
+        except (ModelError, RuntimeError, ValueError, version_converter.ConvertError) as problem:
             failure = brief(problem)
             continue
         if error <= _SAME_RELATIVE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -25,16 +25,20 @@ from skerry_contract.monitoring import parse_spec
 
 from .build import Identity, assemble, budgets_for, check_writable, sign_and_write
 from .keys import read_signer
-from .lineage import collect_lineage, lineage_gaps, packing_environment, read_lineage_file
+from .lineage import collect_lineage, lineage_document, lineage_gaps, packing_environment
+from .lineage_import import read_lineage
 from .profiles import DeviceProfile, load_profile
-from .results import Objective, PackResult, Progress, Target, no_progress
-from .runlog import DEFAULT_PATH, Run, RunLog
+from .results import Objective, PackResult, Progress, Target, VariantResult, no_progress
+from .runlog import DEFAULT_PATH, Run, RunLog, document
 
 if TYPE_CHECKING:
     from skerry_contract.signing import EcdsaSigner
 
 MONITORS: Final = ("auto", "image", "column", "tensor", "none")
 """What devices watch of the inputs: everything that was found, or only features of one kind, or nothing."""
+
+DEFAULT_SLOWDOWN: Final = 1.1
+"""What a variant may take as a multiple of fp32's latency, where that is known."""
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _ARCHITECTURES: Final[Mapping[str, str]] = {"arm64": "aarch64", "amd64": "x86_64"}
@@ -73,7 +77,21 @@ class PackRequest:
     labels: tuple[str, ...] = ()
     task: str | None = None
     monitor: str = "auto"
-    lineage: Path | None = None
+    lineage: str | None = None
+    """What `skerry_packager.lineage_import.read_lineage` reads."""
+    metric: str | None = None
+    states: tuple[str, ...] = ()
+    source_options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `skerry_packager.sources.SourceOptions`."""
+    max_slowdown: float = DEFAULT_SLOWDOWN
+    time_limit: float | None = None
+    """Seconds for searches; None takes `skerry_packager.pipeline.DEFAULT_TIME_LIMIT`."""
+    measurements: Path | None = None
+    """Timings from devices, see `skerry_packager.latency.read_measurements`."""
+    report: Path | None = None
+    """Where to write the report as a page."""
+    command: tuple[str, ...] = ()
+    """The command line that packs the same again, for the log and the report."""
     budgets: OwnBudgets = field(default_factory=OwnBudgets)
     security_floor: int = 0
     run_log: Path = DEFAULT_PATH
@@ -91,6 +109,8 @@ class Packed:
     key_id: str
     run: int
     """Number in the run log; 0 if it could not be written."""
+    document: Mapping[str, Any]
+    """What the log holds of the run, see `skerry_packager.runlog.document`."""
     gaps: Sequence[str]
     """Fields of the lineage that nobody filled."""
     warnings: Sequence[str]
@@ -106,6 +126,8 @@ class _Plan:
     profiles: tuple[DeviceProfile, ...]
     signer: EcdsaSigner
     told: Mapping[str, Any]
+    lineage_notes: tuple[str, ...]
+    targets: tuple[Target, ...]
 
 
 def pack(request: PackRequest, progress: Progress = no_progress) -> Packed:
@@ -129,20 +151,27 @@ def pack(request: PackRequest, progress: Progress = no_progress) -> Packed:
         objective=str(request.objective),
         max_drop=request.max_drop,
         profiles=tuple(profile.name for profile in plan.profiles),
+        targets=plan.targets,
+        options=_options(request),
+        command=request.command,
         lineage=plan.told,
         environment=packing_environment(),
     )
+    tried: list[VariantResult] = []
     try:
-        packed = _pack(plan, progress)
+        packed, done = _pack(plan, run, progress, tried.append)
+        done = replace(done, seconds=time.monotonic() - clock)
+        packed = _logged(log, done, packed)
     except SkerryError as error:
         with suppress(StorageError):
             # The error at hand is what the engineer must hear of.
-            log.record(replace(run, seconds=time.monotonic() - clock, error=error))
+            failed = replace(run, seconds=time.monotonic() - clock, error=error, partial=tuple(tried))
+            number = log.record(failed)
+            _write_report({**document(failed), "id": number}, request.report)
         raise
-    else:
-        return _logged(log, run, packed, time.monotonic() - clock)
     finally:
         log.close()
+    return _reported(packed, request.report)
 
 
 def release_of(version: str) -> int:
@@ -183,86 +212,172 @@ def _check(request: PackRequest) -> _Plan:
     profiles = tuple(load_profile(name) for name in dict.fromkeys(request.profiles))
     path = request.out or Path(f"{request.name}-{request.version}{SUFFIX}")
     check_writable(path)
+    if request.report is not None:
+        check_writable(request.report)
+    # Imported here: they bring numpy and the engine.
+    from .latency import read_measurements
+    from .targets import target_of
+
+    told = None if request.lineage is None else read_lineage(request.lineage)
+    measured = () if request.measurements is None else read_measurements(request.measurements)
     return _Plan(
         request=request,
         release=release,
         path=path,
         profiles=profiles,
         signer=read_signer(request.key, request.password),
-        told={} if request.lineage is None else read_lineage_file(request.lineage),
+        told={} if told is None else told.told,
+        lineage_notes=() if told is None else told.notes,
+        targets=tuple(
+            target_of(
+                profile,
+                size_bytes=request.budgets.size_bytes,
+                ram_bytes=request.budgets.ram_bytes,
+                latency_p95_us=request.budgets.latency_p95_us,
+                max_slowdown=request.max_slowdown,
+                measurements=measured,
+            )
+            for profile in profiles
+        ),
     )
 
 
-def _pack(plan: _Plan, progress: Progress) -> Packed:
+def _options(request: PackRequest) -> dict[str, Any]:
+    """What changes the outcome and has no column of its own in the log."""
+    own = request.budgets
+    source = {name: list(v) if isinstance(v, tuple) else v for name, v in request.source_options.items()}
+    found = {
+        "task": request.task,
+        "metric": request.metric,
+        "states": list(request.states),
+        "monitor": request.monitor,
+        "labels": list(request.labels),
+        "max_slowdown": request.max_slowdown,
+        "time_limit": request.time_limit,
+        "budget_ram_bytes": own.ram_bytes,
+        "budget_size_bytes": own.size_bytes,
+        "budget_latency_p95_us": own.latency_p95_us,
+        "source": source,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _pack(
+    plan: _Plan, run: Run, progress: Progress, on_result: Callable[[VariantResult], None]
+) -> tuple[Packed, Run]:
     # Imported here: it brings onnx, onnxruntime and numpy.
-    from .pipeline import pack_variants
+    from .pipeline import DEFAULT_TIME_LIMIT, pack_variants
+    from .sources.options import SourceOptions
+    from .targets import known_targets
 
     request = plan.request
     result = pack_variants(
         request.model,
         evaluation=request.evaluation,
         calibration=request.calibration,
-        targets=[_target(profile, request.budgets) for profile in plan.profiles],
+        targets=plan.targets,
         objective=request.objective,
         max_drop=request.max_drop,
         task=request.task,
+        metric=request.metric,
+        states=request.states,
+        source_options=SourceOptions(**{"classes": request.labels, **request.source_options}),
+        alternatives=known_targets(),
+        time_limit=DEFAULT_TIME_LIMIT if request.time_limit is None else request.time_limit,
         progress=progress,
+        on_result=on_result,
     )
-    _check_labels(request.labels, result.outputs)
+    labels = request.labels or _names_of_classes(result)
+    _check_labels(labels, result.outputs)
     result = replace(result, monitoring=_monitoring(result.monitoring, request.monitor))
     lineage = collect_lineage(request.model, plan.told, result)
     identity = Identity(
         name=request.name,
         version=request.version,
         release=plan.release,
-        labels=request.labels,
+        labels=labels,
         security_floor=request.security_floor,
         budgets=_budgets(plan.profiles, request.budgets),
     )
     assembled = assemble(identity, result, lineage)
     size = sign_and_write(assembled, plan.signer, plan.path)
     # What is true of this machine alone is said, and kept in the log, but never signed.
-    notes = (*result.notes, *_latency_notes(plan.profiles, request.objective, platform.machine()))
-    return Packed(
-        result=replace(result, notes=notes),
+    notes = (
+        *result.notes,
+        *plan.lineage_notes,
+        *_latency_notes(plan.profiles, request.objective, platform.machine()),
+        *_cautions(result, plan.targets),
+    )
+    result = replace(result, notes=notes)
+    done = replace(
+        run,
+        result=result,
+        lineage=lineage_document(lineage),
+        bundle=str(plan.path),
+        bundle_digest=assembled.digest,
+        bundle_bytes=size,
+    )
+    packed = Packed(
+        result=result,
         path=plan.path,
         digest=assembled.digest,
         size=size,
         release=plan.release,
         key_id=plan.signer.key_id,
         run=0,
+        document=document(done),
         gaps=lineage_gaps(lineage),
         warnings=(),
     )
+    return packed, done
 
 
-def _logged(log: RunLog, run: Run, packed: Packed, seconds: float) -> Packed:
+def _logged(log: RunLog, run: Run, packed: Packed) -> Packed:
     """The bundle is there: a log that fails now is a warning, not a failure."""
-    done = replace(
-        run,
-        seconds=seconds,
-        result=packed.result,
-        bundle=str(packed.path),
-        bundle_digest=packed.digest,
-        bundle_bytes=packed.size,
-    )
+    told = document(run)
     try:
-        return replace(packed, run=log.record(done))
+        number = log.record(run)
     except StorageError as error:
-        return replace(packed, warnings=(*packed.warnings, f"not in the log: {error.message}"))
+        return replace(packed, document=told, warnings=(*packed.warnings, f"not in the log: {error.message}"))
+    return replace(packed, run=number, document={**told, "id": number})
 
 
-def _target(profile: DeviceProfile, own: OwnBudgets) -> Target:
-    """A profile's limits. What this host measures is a prediction for a device, hence the safety factor."""
-    engine = profile.engine("onnxruntime")
-    return Target(
-        name=profile.name,
-        size_bytes=own.size_bytes or profile.size_bytes,
-        ram_bytes=own.ram_bytes or profile.predicted_ram_bytes,
-        latency_p95_us=own.latency_p95_us or profile.latency_p95_us,
-        max_ir=int(engine.max_ir.value) if engine.max_ir else 0,
-        max_opset=int(engine.max_opset.value) if engine.max_opset else 0,
-    )
+def _reported(packed: Packed, path: Path | None) -> Packed:
+    """The bundle is there: a page that cannot be written is a warning."""
+    try:
+        _write_report(packed.document, path)
+    except StorageError as error:
+        return replace(packed, warnings=(*packed.warnings, error.message))
+    return packed
+
+
+def _write_report(told: Mapping[str, Any], path: Path | None) -> None:
+    """Raises `StorageError`."""
+    if path is None:
+        return
+    from .report import render_html
+
+    try:
+        path.write_text(render_html(told), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"no report was written to {path}: {error.strerror or error}",
+            hint="Name another file by --report.",
+        ) from error
+
+
+def _names_of_classes(result: PackResult) -> tuple[str, ...]:
+    """Names that the data gave, if they are as many as the model's classes."""
+    names = result.class_names
+    return names if any(len(names) == spec.shape[-1] for spec in result.outputs if spec.shape) else ()
+
+
+def _cautions(result: PackResult, targets: Sequence[Target]) -> list[str]:
+    """What may go wrong on a target although nothing is certain."""
+    from .fit import cautions
+
+    first = {choice.target: result.variant(choice.variants[0]) for choice in result.choices}
+    return [text for target in targets for text in cautions(first[target.name], target)]
 
 
 def _budgets(profiles: Sequence[DeviceProfile], own: OwnBudgets) -> Budgets:

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from skerry_contract.errors import InputError, ModelError
 from skerry_contract.manifest import TensorSpec
 
-from .datasets import Dataset, Splits, load_arrays, make_splits, match_dataset
+from .datasets import Dataset, match_dataset
 from .evaluate import Gate
 from .formats import format_of
-from .golden import choose_samples, golden_inputs, golden_outputs, tolerances
+from .golden import choose_samples, golden_candidates, golden_inputs, golden_outputs, tolerances
 from .inspect import ModelInspection, inspect_model
 from .judge import Judge
 from .reference import build_spec
@@ -35,14 +35,20 @@ from .results import (
     VariantResult,
     no_progress,
 )
-from .select import choose
+from .rollouts import sample_feeds
+from .select import choose, slowdowns
+from .sources.options import SourceOptions
+from .sources.read import read_source
+from .splits import Splits, make_splits
+from .states import find_states
 from .variants.candidate import Job
 
+DEFAULT_OPTIONS: Final = SourceOptions()
 Data = str | Path | Mapping[str, np.ndarray]
-"""A path or ``module:function`` (see `skerry_packager.datasets`), or the arrays themselves."""
+"""A path or ``module:function`` (see `skerry_packager.sources`), or the arrays themselves."""
 
-DEFAULT_TIME_LIMIT: Final = 600.0
-"""Seconds for trying variants: a guard against endless searches, far above what they take."""
+DEFAULT_TIME_LIMIT: Final = 45.0
+"""Seconds for searches among mixtures, counted from the first variant on: most need less."""
 
 
 def pack_variants(
@@ -54,6 +60,10 @@ def pack_variants(
     objective: Objective = Objective.SIZE,
     max_drop: float = 0.01,
     task: str | None = None,
+    metric: str | None = None,
+    states: Sequence[str] = (),
+    source_options: SourceOptions = DEFAULT_OPTIONS,
+    alternatives: Sequence[Target] = (),
     seed: int = 0,
     time_limit: float = DEFAULT_TIME_LIMIT,
     progress: Progress = no_progress,
@@ -68,8 +78,15 @@ def pack_variants(
         targets: device profiles; at least one.
         max_drop: largest accepted upper bound of the loss, as in `Fidelity.drop` (0.01 is one point).
         task: one of `skerry_contract.manifest.TASKS`; None finds it from the outputs.
+        metric: one of `skerry_packager.metrics.METRICS` or ``module:function``; None finds it.
+        states: ``output=input`` for each state of a stateful model; empty finds them by their names, and
+            ``none`` alone says that there are none. Rows are then whole sequences, see
+            `skerry_packager.datasets.match_dataset`.
+        source_options: how files of data become inputs.
+        alternatives: other targets, to be named where the model fits them and none of `targets`.
         seed: of the splits and the bootstrap.
-        time_limit: seconds after which no search is begun or goes on; what was found till then counts.
+        time_limit: seconds after which no search is begun or goes on; what was found till then counts. A
+            search that it ends says so, and may find another mixture on a faster machine.
         on_result: called with each variant as it was tried, so that a run that fails later shows them.
         progress: called at the start of every step.
 
@@ -96,27 +113,31 @@ def pack_variants(
         progress(step, steps.index(step), len(steps))
 
     begin("data")
-    splits = _load_splits(inspection, calibration, evaluation, seed)
+    loops = find_states(inspection.inputs, inspection.outputs, states)
+    source = _Reader(inspection, loops, source_options)
+    splits = source.splits(calibration, evaluation, seed)
     begin("normalize")
-    calibration_feeds = [splits.calibration.feed(row) for row in range(len(splits.calibration))]
-    prepared = model_format.prepare(path, inspection, calibration_feeds[:3], targets)
+    samples = [splits.calibration.feed(row) for row in range(min(3, len(splits.calibration)))]
+    prepared = model_format.prepare(path, inspection, samples, targets)
     begin(FP32)
-    judge = Judge(model_format, prepared, splits, Gate(max_drop), task, seed)
+    judge = Judge(model_format, prepared, splits, Gate(max_drop), task, metric, seed)
     tried: list[VariantResult] = []
 
     def keep(result: VariantResult) -> None:
         estimates = {target.name: target.estimate(result) for target in targets if result.model}
         known = {name: estimate for name, estimate in estimates.items() if estimate is not None}
-        tried.append(replace(result, estimates=known))
+        result = replace(result, estimates=known)
+        tried.append(replace(result, slowdowns=slowdowns(result, (tried or [result])[0], targets)))
         on_result(tried[-1])
 
     keep(judge.judge(judge.source))
     end = time.monotonic() + time_limit
     job = Job(
         source=prepared.data,
-        calibration=calibration_feeds,
+        calibration=sample_feeds(judge.fp32, splits.calibration),
         targets=targets,
         max_drop=max_drop,
+        objective=objective,
         trial=judge.trial,
         seconds_left=lambda: max(0.0, end - time.monotonic()),
     )
@@ -124,7 +145,7 @@ def pack_variants(
         begin(name)
         keep(judge.judge_made(name, make))
     begin("select")
-    tried, choices = _settle(tried, targets, objective, judge)
+    tried, choices = _settle(tried, targets, objective, judge, alternatives)
     chosen = tuple(dict.fromkeys(name for choice in choices for name in choice.variants))
     begin("golden")
     golden = _golden(judge, [result for result in tried if result.name in chosen], splits)
@@ -138,7 +159,7 @@ def pack_variants(
             TensorSpec(name=s.name, datatype=s.datatype, shape=s.shape) for s in judge.fp32.outputs
         ),
         task=judge.task,
-        metric=judge.heads[0].metric.value,
+        metric=judge.heads[0].name,
         objective=objective,
         max_drop=max_drop,
         variants=tuple(tried),
@@ -147,7 +168,10 @@ def pack_variants(
         golden=golden,
         monitoring=spec.to_bytes(),
         splits=splits.info,
-        notes=(*_inspection_notes(inspection), *prepared.notes, *splits.notes),
+        notes=(*_inspection_notes(inspection), *prepared.notes, *splits.notes, *judge.notes),
+        preprocessing=source.preprocessing,
+        states=loops if splits.held_out.sequences else {},
+        class_names=source.class_names,
     )
 
 
@@ -165,21 +189,42 @@ def _check_servable(inspection: ModelInspection) -> None:
         )
 
 
-def _load_splits(
-    inspection: ModelInspection, calibration: Data | None, evaluation: Data, seed: int
-) -> Splits:
-    notes = []
+class _Reader:
+    """Reads data for one model, and remembers how it was read."""
 
-    def load(source: Data, what: str) -> Dataset:
-        arrays = source if isinstance(source, Mapping) else load_arrays(source)
-        data = match_dataset(arrays, inspection.inputs, what)
-        if found := data.first_not_finite():
-            notes.append(f"{what}: {found}")
-        return data
+    def __init__(self, inspection: ModelInspection, loops: Mapping[str, str], options: SourceOptions) -> None:
+        self.inspection, self.loops = inspection, loops
+        stateful = bool(loops) or inspection.stateful
+        self.options = replace(options, sequences=stateful) if stateful else options
+        self.preprocessing: Mapping[str, Any] = {}
+        self.class_names: tuple[str, ...] = ()
+        self.notes: list[str] = []
 
-    given = None if calibration is None else load(calibration, "calibration data")
-    splits = make_splits(given, load(evaluation, "evaluation data"), seed)
-    return replace(splits, notes=(*splits.notes, *notes))
+    def splits(self, calibration: Data | None, evaluation: Data, seed: int) -> Splits:
+        """Calibration, search and held-out rows. Raises as `read_source`, `match_dataset`, `make_splits`."""
+        judging = self._read(evaluation, "evaluation data", self.options)
+        given = None
+        if calibration is not None:
+            options = replace(
+                self.options, label_required=False, classes=self.options.classes or self.class_names
+            )
+            given = self._read(calibration, "calibration data", options)
+        splits = make_splits(given, judging, seed)
+        return replace(splits, notes=(*splits.notes, *self.notes))
+
+    def _read(self, data: Data, what: str, options: SourceOptions) -> Dataset:
+        samples = read_source(data, self.inspection.inputs, options)
+        found = match_dataset(
+            samples.arrays, self.inspection.inputs, what, self.loops, self.inspection.stateful
+        )
+        self.notes += samples.notes
+        if broken := found.first_not_finite():
+            self.notes.append(f"{what}: {broken}")
+        if samples.preprocessing and self.preprocessing and samples.preprocessing != self.preprocessing:
+            self.notes.append(f"{what} was prepared in another way than the rest: see how it was read")
+        self.preprocessing = self.preprocessing or samples.preprocessing
+        self.class_names = self.class_names or samples.class_names
+        return found
 
 
 def _inspection_notes(inspection: ModelInspection) -> tuple[str, ...]:
@@ -192,12 +237,16 @@ def _inspection_notes(inspection: ModelInspection) -> tuple[str, ...]:
 
 
 def _settle(
-    tried: list[VariantResult], targets: Sequence[Target], objective: Objective, judge: Judge
+    tried: list[VariantResult],
+    targets: Sequence[Target],
+    objective: Objective,
+    judge: Judge,
+    alternatives: Sequence[Target],
 ) -> tuple[list[VariantResult], list[Choice]]:
     """Choose, confirm what was chosen on the held-out rows, and choose again while that fails."""
     results = {result.name: result for result in tried}
     while True:
-        choices = [choose(list(results.values()), target, objective) for target in targets]
+        choices = [choose(list(results.values()), target, objective, alternatives) for target in targets]
         unconfirmed = {
             name for choice in choices for name in choice.variants if results[name].held_out is None
         }
@@ -208,19 +257,21 @@ def _settle(
 
 
 def _golden(judge: Judge, chosen: Sequence[VariantResult], splits: Splits) -> GoldenData:
-    data, head = splits.held_out, judge.heads[0]
-    positions = choose_samples([judge.held_out.outputs(row) for row in range(len(data))], head)
-    reference = [judge.held_out.outputs(row) for row in positions]
+    head = judge.heads[0]
+    candidates = golden_candidates(judge.held_out)
+    places = choose_samples([moment.outputs for moment in candidates], head)
+    samples = [candidates[place] for place in places]
+    feeds, reference = [moment.feed for moment in samples], [moment.outputs for moment in samples]
     outputs, allowed = {}, {}
     for result in chosen:
         session = judge.session(result.model)
-        outputs[result.name], recorded = golden_outputs(session, data, positions)
+        outputs[result.name], recorded = golden_outputs(session, feeds)
         allowed[result.name] = tolerances(
             session.output_names, recorded, reference, head, bool(result.recipe["quantized_compute"])
         )
     return GoldenData(
-        inputs=golden_inputs(data, positions),
+        inputs=golden_inputs(feeds),
         outputs=outputs,
         tolerances=allowed,
-        samples=tuple(splits.held_out_rows[position] for position in positions),
+        samples=tuple(splits.held_out_rows[moment.row] for moment in samples),
     )

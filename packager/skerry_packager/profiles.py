@@ -48,6 +48,14 @@ _FACTS: Final[Mapping[str, str]] = {
     "safety.latency": "factor",
 }
 """Dotted key -> kind of its value; all are required."""
+_SPEED: Final[Mapping[str, str]] = {
+    "speed.fp32_gflops": "number",
+    "speed.int8_gops": "number",
+    "speed.memory_gb_s": "number",
+    "speed.node_us": "number",
+}
+"""The same; all or none of them. ``speed.fp16_gflops`` may come with them."""
+_OPTIONAL: Final[Mapping[str, str]] = {"speed.fp16_gflops": "number"}
 _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "schema": (SCHEMA,),
     "name": (),
@@ -100,6 +108,8 @@ class DeviceProfile:
     """By dotted key, such as ``budgets.ram_mb``."""
     engines: tuple[ProfileEngine, ...]
     accelerators: tuple[Accelerator, ...]
+    operators: Path | None = None
+    """Operator table of such a device, see `skerry_packager.costs`."""
 
     def number(self, key: str) -> float:
         """The value of a numeric fact, in the unit of its key."""
@@ -110,6 +120,11 @@ class DeviceProfile:
         """Largest model file: its budget, and never more than one of the two slots."""
         megabytes = min(self.number("budgets.size_mb"), self.number("flash.available_for_models_mb") / 2)
         return int(megabytes * MIB)
+
+    @property
+    def flash_bytes(self) -> int:
+        """What the device keeps for models, both slots together."""
+        return int(self.number("flash.available_for_models_mb") * MIB)
 
     @property
     def ram_bytes(self) -> int:
@@ -185,7 +200,7 @@ def read_profile(path: Path) -> DeviceProfile:
         raise ConfigError(
             f"{path} is not TOML: {error}", hint="devices/README.md describes the format."
         ) from error
-    profile = parse_profile(raw, str(path))
+    profile = parse_profile(raw, str(path), path.parent)
     if path.name != f"{profile.name}.toml":
         raise ConfigError(
             f"{path}: the profile in it is named {profile.name!r}", hint=f"Name it {path.stem!r}."
@@ -193,8 +208,8 @@ def read_profile(path: Path) -> DeviceProfile:
     return profile
 
 
-def parse_profile(raw: Mapping[str, Any], where: str) -> DeviceProfile:
-    """Check a parsed file.
+def parse_profile(raw: Mapping[str, Any], where: str, folder: Path = Path()) -> DeviceProfile:
+    """Check a parsed file; paths in it are relative to `folder`.
 
     Raises:
         ConfigError: with the key that is wrong.
@@ -206,6 +221,10 @@ def parse_profile(raw: Mapping[str, Any], where: str) -> DeviceProfile:
             f"{where}: name is {texts['name']!r}", hint="Use lower-case letters, digits and '-'."
         )
     facts = {key: table.fact(key, kind) for key, kind in _FACTS.items()}
+    if any(table.has(key) for key in (*_SPEED, *_OPTIONAL)):
+        facts |= {key: table.fact(key, kind) for key, kind in _SPEED.items()}
+        facts |= {key: table.fact(key, kind) for key, kind in _OPTIONAL.items() if table.has(key)}
+    operators = folder / table.text("operators") if table.has("operators") else None
     engines = tuple(_engine(item) for item in table.tables("engines"))
     accelerators = tuple(_accelerator(item) for item in table.tables("accelerators"))
     table.end()
@@ -219,6 +238,7 @@ def parse_profile(raw: Mapping[str, Any], where: str) -> DeviceProfile:
         facts=facts,
         engines=engines,
         accelerators=accelerators,
+        operators=operators,
     )
 
 
@@ -312,7 +332,7 @@ def _problem(value: Any, kind: str) -> str:
 
 def _flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
     """``{"cpu": {"cores": …}}`` -> ``{"cpu.cores": …}``; facts and lists stay whole."""
-    groups = {key.partition(".")[0] for key in (*_FACTS, *_TEXTS) if "." in key}
+    groups = {key.partition(".")[0] for key in (*_FACTS, *_SPEED, *_TEXTS) if "." in key}
     flat: dict[str, Any] = {}
     for key, value in raw.items():
         if key in groups and isinstance(value, dict):

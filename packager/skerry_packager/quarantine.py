@@ -94,10 +94,10 @@ def _size_of_regular_file(path: Path) -> int:
         found = path.stat()
     except OSError as error:
         raise ModelError(
-            f"{path}: {error.strerror or error}", hint="Give the path of an .onnx file."
+            f"{path}: {error.strerror or error}", hint="Give the path of an .onnx or .tflite file."
         ) from error
     if not stat.S_ISREG(found.st_mode):
-        raise ModelError(f"{path} is no regular file", hint="Give the path of an .onnx file.")
+        raise ModelError(f"{path} is no regular file", hint="Give the path of an .onnx or .tflite file.")
     return found.st_size
 
 

@@ -75,6 +75,15 @@ def _confine(limits: dict[str, Any], size: int) -> None:
 
 
 def _inspect(path: Path, limits: QuarantineLimits) -> ModelInspection:
+    data = path.read_bytes()
+    if data[4:8] == b"TFL3" or path.suffix == ".tflite":
+        from .tflite.inspection import inspect_tflite
+
+        return inspect_tflite(path, data, limits)
+    return _inspect_onnx(path, data, limits)
+
+
+def _inspect_onnx(path: Path, data: bytes, limits: QuarantineLimits) -> ModelInspection:
     import onnx
 
     from skerry_contract.errors import ModelError
@@ -83,7 +92,6 @@ def _inspect(path: Path, limits: QuarantineLimits) -> ModelInspection:
     from .inspect import ModelInspection
     from .modelfile import parse_model, read_external_data
 
-    data = path.read_bytes()
     model = parse_model(data, path.name, limits)
     external = read_external_data(model, path.parent, path.name, limits)
     try:
@@ -172,14 +180,11 @@ def _probe(model: onnx.ModelProto, inputs: tuple[TensorInfo, ...]) -> str:
 
     from skerry_contract.errors import MemoryBudgetError, ModelError
 
-    from .engine import Session
-    from .normalize import remove_zipmap
+    from .normalize import load_repaired, remove_zipmap
 
     zipmaps = remove_zipmap(model.graph)
-    data = model.SerializeToString()
-    del model
     try:
-        session = Session(data)
+        session, _ = load_repaired(model)
     except ModelError as error:
         if isinstance(error.__cause__, MemoryBudgetError):
             raise MemoryError from error

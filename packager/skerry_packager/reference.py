@@ -2,7 +2,8 @@
 
 Features come from the runtime's own feature code and are counted by its own counting code, so that the
 reference and a device never differ by anything but the data. Only inputs with the rows on axis 0 are
-watched: a sampling rate is no observation.
+watched: a sampling rate is no observation, and neither is a state. Of a stateful model a row is a single step
+of fp32's rollouts, because steps are what devices count.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from skerry_runtime.worker.windows import count_plain
 from .datasets import Dataset
 from .engine import Feed, Session
 from .metrics import Form, Head, Metric
+from .rollouts import Moment, moments
 
 MAX_ROWS: Final = 2048
 MAX_COLUMNS: Final = 64
@@ -56,6 +58,8 @@ class _Rows:
     outputs: tuple[Mapping[str, np.ndarray], ...]
     labels: tuple[float | None, ...]
     """Class of each row, or None where nobody said."""
+    states: frozenset[str]
+    """Inputs that the model itself makes."""
 
 
 def build_spec(session: Session, datasets: Sequence[Dataset], head: Head) -> MonitoringSpec:
@@ -63,7 +67,7 @@ def build_spec(session: Session, datasets: Sequence[Dataset], head: Head) -> Mon
 
     Args:
         session: the fp32 model.
-        datasets: reference data; together at most `MAX_ROWS` rows are used, evenly spread.
+        datasets: reference data; together at most `MAX_ROWS` rows (or steps) are used, evenly spread.
         head: the output that people look at.
 
     Raises:
@@ -96,24 +100,35 @@ def build_spec(session: Session, datasets: Sequence[Dataset], head: Head) -> Mon
 
 
 def _collect(session: Session, datasets: Sequence[Dataset]) -> _Rows:
-    places = [(data, row) for data in datasets for row in range(len(data))]
-    picks = np.unique(np.linspace(0, len(places) - 1, min(MAX_ROWS, len(places))).round().astype(int))
-    chosen = [places[pick] for pick in picks]
-    feeds = tuple(data.feed(row) for data, row in chosen)
-    outputs = tuple(dict(zip(session.output_names, session.run(feed), strict=True)) for feed in feeds)
-    return _Rows(feeds, outputs, tuple(_label(data, row) for data, row in chosen))
+    total = sum(data.steps(row) for data in datasets for row in range(len(data)))
+    feeds: list[Feed] = []
+    outputs: list[Mapping[str, np.ndarray]] = []
+    labels: list[float | None] = []
+    for data in datasets:
+        steps = sum(map(data.steps, range(len(data))))
+        most = steps if total <= MAX_ROWS else MAX_ROWS * steps // total
+        for moment in moments(session, data, most):
+            feeds.append(moment.feed)
+            outputs.append(dict(zip(session.output_names, moment.outputs, strict=True)))
+            labels.append(_label(data, moment))
+    states = frozenset(name for data in datasets if data.memory for name in data.memory.loops.values())
+    return _Rows(tuple(feeds), tuple(outputs), tuple(labels), states)
 
 
-def _label(data: Dataset, row: int) -> float | None:
-    if data.labels is None or data.labels.ndim != 1 or data.labels.dtype.kind not in "iubf":
+def _label(data: Dataset, moment: Moment) -> float | None:
+    """Of one inference: the label of a whole sequence says nothing of its steps."""
+    if data.labels is None or data.labels.dtype.kind not in "iubf":
         return None
-    return float(data.labels[row])
+    label = data.labels[moment.row]
+    if data.sequences:
+        label = label[moment.step] if data.step_labels else np.empty(0)
+    return float(label) if np.ndim(label) == 0 else None
 
 
 def _input_sources(rows: _Rows) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for name, array in rows.feeds[0].items():
-        if not all(_has_row_axis(feed[name]) for feed in rows.feeds):
+        if name in rows.states or not all(_has_row_axis(feed[name]) for feed in rows.feeds):
             continue
         layout = _image_layout(array)
         columns = array[0].size

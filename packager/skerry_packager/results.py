@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from skerry_contract.manifest import TensorSpec, Tolerance
+from skerry_runtime.worker.bench_ops.work import Work
 
 from .inspect import ModelInspection
 
@@ -73,6 +74,8 @@ class Target:
     """Inference library -> version, as in `skerry_packager.profiles.ENGINES`; empty if not known."""
     flash_bytes: int = 0
     """What the device keeps for models, both slots together."""
+    max_slowdown: float = 0.0
+    """Largest accepted latency as a multiple of fp32's, where it is known; 0 sets no limit."""
     estimate: Callable[[VariantResult], Estimate | None] = no_estimate
     """Latency of a variant there, as far as anybody knows."""
 
@@ -137,6 +140,8 @@ class Latency:
     ratio: float
     """Median over the pairs of variant / fp32."""
     pairs: int
+    best_ratio: float = 0.0
+    """The fastest run of the variant over the fastest of fp32: other work on the host disturbs it least."""
     provenance: str = "measured on the packing host; not verified on any device"
 
 
@@ -208,8 +213,12 @@ class VariantResult:
     memory: Memory | None = None
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """Target -> latency there, where anything is known of it."""
+    slowdowns: Mapping[str, float] = field(default_factory=dict)
+    """Target -> latency as a multiple of fp32's, where it was measured or follows from measured operators."""
     sensitivity: tuple[Sensitivity, ...] = ()
     """Of a mixed-precision variant: its operators, the most harmful first."""
+    operations: tuple[Work, ...] = ()
+    """What the engine executes of it, after fusions; empty if it did not tell."""
 
     @property
     def passed(self) -> bool:
@@ -280,6 +289,8 @@ class PackResult:
     """What a person should know: raised opset, repacked external data, few samples."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """What was done to the raw data before the model saw it: serving must do the same."""
+    class_names: tuple[str, ...] = ()
+    """Of labels that were words."""
     states: Mapping[str, str] = field(default_factory=dict)
     """Output -> input that takes it at the next step, of a stateful model; rows are whole sequences then."""
 

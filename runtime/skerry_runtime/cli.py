@@ -1,52 +1,50 @@
 """``skerry-runtime``: the command line of the device. Standard library only; a device has no room for more.
 
+Here are the words of the commands; what they do is in the ``cli_*`` modules, imported when one is called.
 Exit codes: 0 done, 1 it failed, 2 the command or the configuration is wrong, 3 no daemon answers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from skerry_contract.errors import ConfigError, InputError, SkerryError, UnavailableError
+from skerry_contract.errors import ConfigError, SkerryError
 
-from .agent import control, machine, offline
-from .agent.log import set_up
+from .agent import machine
+from .cli_common import DONE, FAILED, UNREACHABLE, USAGE, UnreachableError, say_error
 from .config import DEFAULT_PATH, DeviceConfig, load_config
 
-DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 CONFIG_VARIABLE: Final = "SKERRY_CONFIG"
+_MOST_REQUESTS: Final = 10_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return int(options.command(options))
     except ConfigError as error:
-        return _say_error(error, USAGE, options)
-    except _Unreachable as error:
-        return _say_error(error.error, UNREACHABLE, options)
+        return say_error(error, USAGE, options)
+    except UnreachableError as error:
+        return say_error(error.error, UNREACHABLE, options)
     except SkerryError as error:
-        return _say_error(error, FAILED, options)
+        return say_error(error, FAILED, options)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough: nothing is to be said to it at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
 
 
-class _Unreachable(Exception):
-    """No daemon answers."""
-
-    def __init__(self, error: SkerryError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
     parser = argparse.ArgumentParser(
         prog="skerry-runtime",
         description="Runs, verifies and updates models on this device, with or without a network.",
@@ -62,17 +60,38 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--insecure-dev", action="store_true", help="allow what a production device must not do")
     run.add_argument(
-        "--log", choices=("auto", "json", "text"), default="auto", help="form of the log on stderr"
-    )
+        "--log", choices=("auto", "journal", "json", "text"), default="auto",
+        help="form of the log: journald's fields, or lines on stderr (default: what suits stderr)",
+    )  # fmt: skip
     run.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
 
     status = _command(
-        commands, "status", _status, "What runs here, and how it is.", "skerry-runtime status --json"
-    )
+        commands, "status", _lazy("cli_status", "status"), "What runs here, and how it is.",
+        "skerry-runtime status --json",
+    )  # fmt: skip
     status.add_argument("--json", action="store_true", help="all of it, for programs")
 
+    doctor = _command(
+        commands, "doctor", _lazy("cli_doctor", "doctor"),
+        "Look at everything that this device needs, and say what to do. Code 1 if anything fails.",
+        "skerry-runtime doctor --json",
+    )  # fmt: skip
+    doctor.add_argument("--json", action="store_true", help="the findings, for programs")
+
+    logs = _command(
+        commands, "logs", _lazy("cli_logs", "logs"),
+        "The daemon's newest lines, from its memory; where none answers, from journald.",
+        "skerry-runtime logs --follow",
+    )  # fmt: skip
+    logs.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    logs.add_argument(
+        "--lines", type=_count(0), default=200, metavar="N", help="at most so many (default: 200)"
+    )
+    logs.add_argument("--transaction", default="", metavar="ID", help="only the lines of this update")
+    logs.add_argument("--json", action="store_true", help="each line as a JSON object")
+
     infer = _command(
-        commands, "infer", _infer, "Ask the active model for an answer.",
+        commands, "infer", _lazy("cli_models", "infer"), "Ask the active model for an answer.",
         "skerry-runtime infer digits --input digit.npy",
     )  # fmt: skip
     infer.add_argument("model", metavar="MODEL", help="name of the model")
@@ -83,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--json", action="store_true", help="the whole answer, for programs")
 
     install = _command(
-        commands, "install", _install, "Install a bundle file, for example from a USB stick.",
+        commands, "install", _lazy("cli_models", "install"),
+        "Install a bundle file, for example from a USB stick.",
         "skerry-runtime install /media/usb/digits-1.4.0.skerry",
     )  # fmt: skip
     install.add_argument(
@@ -92,44 +112,130 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument("--json", action="store_true", help="the result, for programs")
 
     rollback = _command(
-        commands, "rollback", _rollback, "Return to the last good version and quarantine the other.",
-        "skerry-runtime rollback digits",
+        commands, "rollback", _lazy("cli_models", "rollback"),
+        "Return to the last good version and quarantine the other.", "skerry-runtime rollback digits",
     )  # fmt: skip
-    rollback.add_argument(
-        "model", nargs="?", default="", metavar="MODEL", help="may be left out if there is only one"
-    )
+    _add_model(rollback)
     rollback.add_argument("--json", action="store_true", help="the result, for programs")
+
+    bench = _command(
+        commands, "bench", _lazy("cli_bench", "bench"),
+        "Latency and throughput of a model's local endpoint, asked with its golden inputs."
+        " The requests count in the model's current window.",
+        "skerry-runtime bench digits --requests 5000",
+    )  # fmt: skip
+    _add_model(bench)
+    bench.add_argument(
+        "--requests", type=_count(1), default=1000, metavar="N", help="measured of each kind (default: 1000)"
+    )
+    bench.add_argument(
+        "--connections", type=_count(1, 32), default=8, metavar="C",
+        help="at once for the throughput, 1 to 32 (default: 8)",
+    )  # fmt: skip
+    bench.add_argument("--json", action="store_true", help="the figures, for programs")
+
+    profile = _command(
+        commands, "profile", _lazy("cli_profile", "profile"),
+        "Where the active model's time goes, operator by operator, by the engine's own profiler in a process"
+        " of its own.",
+        "skerry-runtime profile digits --top 20",
+    )  # fmt: skip
+    _add_model(profile)
+    profile.add_argument(
+        "--seconds", type=_seconds, default=5.0, metavar="S", help="how long it runs (default: 5)"
+    )
+    profile.add_argument(
+        "--top", type=_count(1), default=10, metavar="N", help="rows of each table (default: 10)"
+    )
+    profile.add_argument("--json", action="store_true", help="all operators and nodes, for programs")
+
+    bench_ops = _command(
+        commands, "bench-ops", _lazy("cli_bench_ops", "bench_ops"),
+        "Time single operators on this device, so that a model's latency here can be foretold.",
+        "skerry-runtime bench-ops --out this-board.json", config=False,
+    )  # fmt: skip
+    bench_ops.add_argument(
+        "--engine", choices=("onnx", "tflite"), default="onnx", help="the engine to time (default: onnx)"
+    )
+    bench_ops.add_argument(
+        "--seconds", type=_seconds, default=60.0, metavar="S",
+        help="how long it may take (default: 60); what does not fit is left out",
+    )  # fmt: skip
+    bench_ops.add_argument(
+        "--store", type=Path, default=Path("/"), metavar="DIR",
+        help="where this device keeps models: its free space is part of the result (default: /)",
+    )  # fmt: skip
+    bench_ops.add_argument("--out", type=Path, metavar="FILE", help="write the table there, as JSON")
+    bench_ops.add_argument("--json", action="store_true", help="print the table instead of a summary")
     return parser
 
 
-def _command(commands: Any, name: str, call: Any, text: str, example: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, call: Any, text: str, example: str, *, config: bool = True
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, epilog=f"Example: {example}"
     )
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", default=Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_PATH)),
-        help=f"device configuration (default: ${CONFIG_VARIABLE} or {DEFAULT_PATH})",
-    )  # fmt: skip
+    if config:
+        parser.add_argument(
+            "--config", type=Path, metavar="FILE",
+            default=Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_PATH)),
+            help=f"device configuration (default: ${CONFIG_VARIABLE} or {DEFAULT_PATH})",
+        )  # fmt: skip
     parser.set_defaults(command=call)
     return parser
 
 
-# --- commands -------------------------------------------------------------------------------------
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model", nargs="?", default="", metavar="MODEL", help="may be left out if there is only one"
+    )
+
+
+def _lazy(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    """A command whose module is imported when it is called: none pays for another."""
+
+    def call(options: argparse.Namespace) -> int:
+        command: Callable[[argparse.Namespace], int] = getattr(
+            importlib.import_module(f"skerry_runtime.{module}"), name
+        )
+        return command(options)
+
+    return call
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 3600")
+    return value
+
+
+def _count(least: int, most: int = _MOST_REQUESTS) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
+        return value
+
+    return count
 
 
 def _run(options: argparse.Namespace) -> int:
-    set_up(options.log, options.log_level)
+    from .agent import control
+    from .agent.log import set_up
+
+    ring = set_up(options.log, options.log_level)
     config = load_config(options.config, insecure_dev=options.insecure_dev)
     if options.insecure_dev:
         print(
             "skerry-runtime: --insecure-dev is for try-outs, never for a device in the field", file=sys.stderr
         )
     _warn_if_readable(options.config, config)
-    # Only a daemon pays for what a daemon needs.
     from .agent.daemon import Daemon
 
     daemon = Daemon(config)
-    server = control.ControlServer(daemon, config.control_socket)
+    server = control.ControlServer(daemon, config.control_socket, ring)
     server.start()
     try:
         daemon.run()
@@ -138,185 +244,12 @@ def _run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _status(options: argparse.Namespace) -> int:
-    status = _ask(_config(options), {"do": "status"})
-    if options.json:
-        _print_json(status)
-    else:
-        print(describe(status))
-    return DONE
-
-
-def _infer(options: argparse.Namespace) -> int:
-    status = _ask(_config(options), {"do": "status"})
-    model = status["models"].get(options.model)
-    if model is None:
-        known = ", ".join(status["models"]) or "none"
-        raise InputError(f"there is no model {options.model!r} here", hint=f"Installed: {known}.")
-    path = f"/v2/models/{options.model}"
-    # Only a person's question pays for an HTTP client.
-    from .local_client import ask, request_from
-
-    try:
-        body = request_from(
-            options.input, lambda: str(ask(model["socket"], "GET", path)["inputs"][0]["name"])
-        )
-        answer = ask(model["socket"], "POST", f"{path}/infer", body)
-    except UnavailableError as error:
-        raise _Unreachable(error) from error
-    if options.json:
-        _print_json(answer)
-    else:
-        for output in answer["outputs"]:
-            print(f"{output['name']} {output['datatype']}{output['shape']}: {json.dumps(output['data'])}")
-    return DONE
-
-
-def _install(options: argparse.Namespace) -> int:
-    config = _config(options)
-    if options.bundle.exists() and not options.bundle.is_file():
-        raise InputError(f"{options.bundle} is no file", hint="Name a .skerry file.")
-    try:
-        file = options.bundle.open("rb")
-    except OSError as error:
-        raise InputError(
-            f"{options.bundle} cannot be read: {error.strerror}", hint="Name a .skerry file."
-        ) from error
-    with file:
-        try:
-            result = _install_by_daemon(config, file.fileno(), quiet=options.json)
-        except _Unreachable:
-            prepared = offline.install(config, file, lambda state: _progress(state, quiet=options.json))
-            result = {
-                "name": prepared.name, "version": prepared.version, "digest": prepared.digest,
-                "variant": prepared.variant, "reason": prepared.reason, "state": "pending",
-            }  # fmt: skip
-    if options.json:
-        _print_json(result)
-    elif result["state"] == "pending":
-        print(
-            f"{result['name']} {result['version']} is verified and passed its self-test."
-            " No daemon runs: it activates it, in probation, at its next start."
-        )
-    else:
-        print(f"{result['name']} {result['version']} answers now ({result['state']}); {result['reason']}.")
-    return DONE
-
-
-def _install_by_daemon(config: DeviceConfig, descriptor: int, *, quiet: bool) -> Mapping[str, Any]:
-    result: Mapping[str, Any] = {}
-    for line in _lines(config, {"do": "install"}, (descriptor,)):
-        if "state" in line:
-            _progress(line["state"], quiet=quiet)
-        result = line.get("result", result)
-    return result
-
-
-def _rollback(options: argparse.Namespace) -> int:
-    config = _config(options)
-    try:
-        result = _ask(config, {"do": "rollback", "model": options.model})
-        when = "answers again"
-    except _Unreachable:
-        name, version = offline.roll_back(config, options.model)
-        result, when = {"name": name, "version": version}, "will answer when the daemon starts"
-    if options.json:
-        _print_json(result)
-    else:
-        print(f"{result['name']} {result['version']} {when}; the version that was left is quarantined.")
-    return DONE
-
-
-# --- parts ----------------------------------------------------------------------------------------
-
-
-def describe(status: Mapping[str, Any]) -> str:
-    """The status in a few lines for people."""
-    fleet, outbox = status["fleet"], status["outbox"]
-    lines = [
-        f"{status['device']} ({status['org']})  skerry-runtime {status['version']}  process {status['pid']}"
-        f"  up {status['uptime_s']:.0f} s",
-        f"fleet    {fleet['state']}  desired revision {fleet['revision']}",
-    ]
-    if fleet["error"]:
-        lines.append(f"         {fleet['error']['message']} → {fleet['error']['hint']}")
-    http_address = f"  http://{status['serve']['http']}" if status["serve"]["http"] else ""
-    lines.append(f"serving  {status['serve']['socket']}{http_address}")
-    for name, model in status["models"].items():
-        active, health = model["active"], model["health"]
-        if active:
-            lines.append(
-                f"model    {name} {active['version']}  {active['variant']} on {active['engine']}"
-                f"  {health['requests']} requests, {health['failures']} failed,"
-                f" p95 {health['latency_p95_us'] / 1000:.2f} ms, {health['rss_bytes'] / 1048576:.0f} MiB"
-            )
-        else:
-            lines.append(f"model    {name}: nothing answers")
-        if model["phase"] and model["phase"] != "confirmed":
-            lines.append(
-                f"         {model['target_version']}: {model['phase']}  (transaction {model['transaction']})"
-            )
-        if model["error"]:
-            lines.append(
-                f"         {model['error']['code']}: {model['error']['message']} → {model['error']['hint']}"
-            )
-    if not status["models"]:
-        lines.append("model    none yet: roll one out from the fleet, or 'skerry-runtime install BUNDLE'")
-    trouble = "".join(
-        f"  {text}"
-        for text, on in ((f"{outbox['gaps']} gaps", outbox["gaps"]), (outbox["error"], outbox["error"]))
-        if on
-    )
-    lines.append(
-        f"outbox   {outbox['waiting_rows']} rows wait, {outbox['used_bytes'] / 1048576:.1f} MiB{trouble}"
-    )
-    return "\n".join(lines)
-
-
-def _config(options: argparse.Namespace) -> DeviceConfig:
-    # Whether the daemon was started with --insecure-dev is its matter; here nothing is opened to a network.
-    return load_config(options.config, insecure_dev=True)
-
-
-def _ask(config: DeviceConfig, request: Mapping[str, Any]) -> Any:
-    for line in _lines(config, request):
-        if "result" in line:
-            return line["result"]
-    raise _Unreachable(UnavailableError("the daemon did not answer"))
-
-
-def _lines(config: DeviceConfig, request: Mapping[str, Any], descriptors: tuple[int, ...] = ()) -> Any:
-    try:
-        yield from control.request(config.control_socket, request, descriptors)
-    except UnavailableError as error:
-        raise _Unreachable(error) from error
-
-
-def _progress(state: str, *, quiet: bool) -> None:
-    if not quiet:
-        print(state.replace("_", "-"), file=sys.stderr, flush=True)
-
-
 def _warn_if_readable(path: Path, config: DeviceConfig) -> None:
     if (config.fleet or config.serve.token) and path.stat().st_mode & 0o004:
         print(
             f"skerry-runtime: {path} holds secrets and everybody may read it → chmod 640 {path}",
             file=sys.stderr,
         )
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _say_error(error: SkerryError, code: int, options: argparse.Namespace) -> int:
-    if getattr(options, "json", False):
-        _print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
-        return code
-    print(f"skerry-runtime: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"  → {error.hint}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

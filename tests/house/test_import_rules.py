@@ -31,6 +31,7 @@ BREACHES = {
     "light-device": ("skerry_runtime/worker/planted.py", "import pydantic"),
     "light-agent": ("skerry_runtime/agent/planted.py", "import numpy"),
     "one-onnxruntime": ("skerry_runtime/worker/planted_too.py", "import onnxruntime"),
+    "one-tflite": ("skerry_runtime/worker/planted_third.py", "import ai_edge_litert.interpreter"),
     "one-paho-device": ("skerry_runtime/agent/planted_too.py", "import paho.mqtt.client"),
     "one-paho-fleet": ("skerry_fleet/planted_too.py", "import paho.mqtt.client"),
     "pure-decisions": ("skerry_fleet/planted_feature/policy.py", "import socket"),

@@ -57,7 +57,12 @@ def test_the_front_matter_is_what_the_hub_reads(manifest: Manifest) -> None:
         "revision": "bb",
     }
     assert result["metrics"][0]["value"] == 0.965
-    assert result["metrics"][0]["args"] == {"variant": "fp32", "samples": 180, "drop": 0.005}
+    assert result["metrics"][0]["args"] == {
+        "variant": "fp32",
+        "samples": 180,
+        "drop": 0.005,
+        "drop_bound": 0.008,
+    }
 
 
 def test_the_page_shows_the_evidence(manifest: Manifest) -> None:
@@ -86,6 +91,76 @@ def test_text_of_others_stays_text(manifest: Manifest) -> None:
     assert "\n# Title" not in page
     assert "[x](" not in page
     assert r"a \| b" in page
+
+
+def with_lineage(manifest: Manifest, **unknown: str) -> Manifest:
+    return replace(manifest, lineage=replace(manifest.lineage, unknown=unknown))
+
+
+def test_names_of_the_hub_are_linked_and_others_are_only_told(manifest: Manifest) -> None:
+    told = with_lineage(manifest, base_model="google/magika", dataset="ylecun/mnist", language="en, de")
+    metadata = front_matter(render_card(told))
+    assert metadata["base_model"] == "google/magika"
+    assert metadata["base_model_relation"] == "quantized"
+    assert (metadata["datasets"], metadata["language"]) == (["ylecun/mnist"], ["en", "de"])
+    assert metadata["metrics"] == ["accuracy"]
+    elsewhere = with_lineage(manifest, base_model="our own", dataset="a folder")
+    assert not {"base_model", "datasets"} & set(front_matter(render_card(elsewhere)))
+    assert "| Base model | our own |" in render_card(elsewhere).decode()
+
+
+@pytest.mark.parametrize(
+    ("license_", "front"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("ACME internal", {"license": "other", "license_name": "ACME internal"}),
+        ("", {}),
+    ],
+)
+def test_a_licence_that_the_hub_does_not_know_is_other(
+    manifest: Manifest, license_: str, front: dict[str, str]
+) -> None:
+    metadata = front_matter(render_card(with_lineage(manifest, license=license_)))
+    assert {key: value for key, value in metadata.items() if key.startswith("license")} == front
+
+
+def test_the_pipeline_is_said_only_where_it_follows(manifest: Manifest) -> None:
+    assert "pipeline_tag" not in front_matter(render_card(manifest)), "a vector may be anything"
+    image = replace(manifest.inputs[0], shape=(-1, 3, 32, 32))
+    pictures = front_matter(render_card(replace(manifest, inputs=(image,))))
+    assert pictures["pipeline_tag"] == "image-classification"
+    assert pictures["model-index"][0]["results"][0]["task"]["type"] == "image-classification"
+    told = front_matter(render_card(with_lineage(manifest, pipeline_tag="audio-classification")))
+    assert told["pipeline_tag"] == "audio-classification"
+
+
+def test_what_nobody_knows_is_said_plainly(manifest: Manifest) -> None:
+    bare = replace(manifest, lineage=Lineage(), evaluation={"metric": "cosine"})
+    page = render_card(bare).decode()
+    for unknown in (
+        "whoever packed the model did not say", "which data it was trained on", "which code trained it",
+        "under which licence", "how often it is right", "limits of the model itself",
+    ):  # fmt: skip
+        assert f"Not known: {unknown}" in page
+    told = with_lineage(manifest, intended_use="Doors.", limitations="Blind at night.", license="mit")
+    page = render_card(replace(told, evaluation={"metric": "accuracy"})).decode()
+    assert "## Intended use\n\nDoors." in page
+    assert "## Limits\n\nBlind at night." in page
+    assert page.count("Not known:") == 1, "only that groups were not told apart"
+
+
+def test_a_figure_that_is_not_finite_is_no_result(manifest: Manifest) -> None:
+    lost = {**JUDGED, "candidate": None, "drop": None, "drop_bound": None}
+    spoiled = replace(
+        manifest, variants=tuple(replace(item, evaluation={"held_out": lost}) for item in manifest.variants)
+    )
+    assert "model-index" not in front_matter(render_card(spoiled))
+
+
+def test_serving_learns_how_the_inputs_were_prepared(manifest: Manifest) -> None:
+    page = render_card(replace(manifest, preprocessing={"kind": "image", "scale": 0.5})).decode()
+    assert "| kind | image |" in page
+    assert "| scale | 0.5 |" in page
 
 
 def test_it_is_the_same_every_time(manifest: Manifest) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from skerry_contract.errors import DataError, InputError
-from skerry_packager.datasets import Dataset, load_arrays, make_splits, match_dataset
+from skerry_contract.errors import DataError
+from skerry_packager.datasets import Dataset, match_dataset
 from skerry_packager.inspect import TensorInfo
+from skerry_packager.splits import make_splits
 
 IMAGE = TensorInfo(name="image", dtype="float32", shape=("N", 1, 8, 8))
 STATE = TensorInfo(name="state", dtype="float32", shape=(2, None, 128))
@@ -23,20 +22,6 @@ def images(rows: int = 6) -> np.ndarray:
 def plain(rows: int, seed: int = 0) -> Dataset:
     values = np.random.default_rng(seed).random((rows, 4)).astype(np.float32)
     return match_dataset({"x": values}, [TensorInfo(name="x", dtype="float32", shape=("N", 4))])
-
-
-def test_npz_npy_and_a_function_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.savez(tmp_path / "d.npz", image=images(), y=np.arange(6))
-    np.save(tmp_path / "d.npy", images())
-    (tmp_path / "my_loader.py").write_text(
-        "import numpy as np\n\ndef samples():\n    return np.load('d.npz')['image']\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    for source in (tmp_path / "d.npz", tmp_path / "d.npy", "my_loader:samples"):
-        data = match_dataset(load_arrays(source), [IMAGE])
-        assert len(data) == 6
-        np.testing.assert_array_equal(data.feed(2)["image"], images()[2:3])
-    assert match_dataset(load_arrays(tmp_path / "d.npz"), [IMAGE]).labels is not None
 
 
 @pytest.mark.parametrize("name", ["x", "X", "image"])
@@ -87,21 +72,6 @@ def test_data_that_does_not_fit_is_named(arrays: dict[str, np.ndarray], says: st
     with pytest.raises(DataError, match=says) as caught:
         match_dataset(arrays, [IMAGE])
     assert caught.value.hint
-
-
-def test_sources_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no archive")
-    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    for source, kind, says in (
-        (tmp_path / "none.npz", InputError, "No such file"),
-        (tmp_path / "bad.npz", DataError, "cannot be read"),
-        (tmp_path / "objects.npy", DataError, "cannot be read"),
-        ("data.parquet", InputError, "form of data is not known"),
-        ("no_such_module_here:load", InputError, "No module named"),
-        ("json:no_such_function", InputError, "has no function"),
-    ):
-        with pytest.raises(kind, match=says):
-            load_arrays(source)
 
 
 def test_values_that_are_no_numbers_are_named_by_input_and_row() -> None:

@@ -49,12 +49,12 @@ def test_few_rows_odd_shapes_and_nan() -> None:
 def test_files_hold_complete_inputs_and_outputs() -> None:
     images, _ = digits()
     data = match_dataset({"x": images[1000:1020]}, [TensorInfo(name="x", dtype="float32", shape=("N", 64))])
-    rows = (3, 5, 11)
-    inputs = read_tensors(golden_inputs(data, rows))
+    feeds = [data.feed(row) for row in (3, 5, 11)]
+    inputs = read_tensors(golden_inputs(feeds))
     assert inputs["inputs/x"].shape == (3, 1, 64)
     stored = np.frombuffer(inputs["inputs/x"].data, "<f4").reshape(3, 1, 64)
     np.testing.assert_array_equal(stored[:, 0], images[[1003, 1005, 1011]])
-    blob, recorded = golden_outputs(Session(gemm_model().SerializeToString()), data, rows)
+    blob, recorded = golden_outputs(Session(gemm_model().SerializeToString()), feeds)
     outputs = read_tensors(blob)
     assert outputs["outputs/p"].shape == (3, 1, 10)
     assert outputs["outputs/p"].data == np.stack([row[0] for row in recorded]).tobytes()

@@ -12,6 +12,7 @@ import pytest
 from skerry_contract.errors import ConfigError, InputError
 from skerry_contract.limits import MIB
 from skerry_packager import profiles
+from skerry_packager.targets import known_targets, peaks, target_of
 
 ALL = (
     "android-gateway",
@@ -113,12 +114,50 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
         (lambda raw: raw["engines"][0].update(max_operators=3), "max_operators"),
         (lambda raw: raw.update(accelerators=[{"name": "x", "kind": "tpu"}]), "kind"),
         (lambda raw: raw.update(cpu="fast"), "cpu"),
+        (lambda raw: raw["speed"].pop("node_us"), "speed.node_us is missing"),
+        (lambda raw: raw["speed"].update(gpu_gflops=1), "speed.gpu_gflops"),
+        (lambda raw: raw["speed"]["memory_gb_s"].update(value=0), "speed.memory_gb_s.value"),
+        (lambda raw: raw.update(operators=7), "operators"),
     ],
 )
 def test_what_breaks_the_schema_is_named(change: Callable[[Any], object], named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         _changed("raspberry-pi-4", change)
     assert named in caught.value.message
+
+
+def test_speeds_are_optional_and_fp16_among_them() -> None:
+    bare = _changed("raspberry-pi-5", lambda raw: raw.pop("speed"))
+    assert peaks(bare) is None
+    without = peaks(_changed("raspberry-pi-5", lambda raw: raw["speed"].pop("fp16_gflops")))
+    assert without is not None
+    assert without.fp16_gflops == 0
+    found = peaks(profiles.load_profile("raspberry-pi-5"))
+    assert found is not None
+    assert found.int8_gops > found.fp32_gflops > 0
+    assert found.fp16_gflops > 0
+
+
+def test_a_target_knows_flash_engines_and_instruction_sets() -> None:
+    target = target_of(profiles.load_profile("raspberry-pi-4"), ram_bytes=7)
+    assert target.flash_bytes == 512 * MIB
+    assert target.size_bytes == 128 * MIB
+    assert target.ram_bytes == 7
+    assert (target.max_ir, target.max_opset) == (11, 23)
+    assert (target.arch, target.isa) == ("aarch64", ("neon",))
+    assert target.engines == {"onnxruntime": "1.23.2", "tflite-runtime": "2.14.0"}
+    assert [each.name for each in known_targets()] == list(ALL)
+
+
+def test_the_operator_table_lies_beside_the_profile(tmp_path: Path) -> None:
+    text = _source("raspberry-pi-4").replace(
+        "accelerators = []", 'accelerators = []\noperators = "t.json"', 1
+    )
+    (tmp_path / "raspberry-pi-4.toml").write_text(text)
+    profile = profiles.read_profile(tmp_path / "raspberry-pi-4.toml")
+    assert profile.operators == tmp_path / "t.json"
+    with pytest.raises(InputError, match=r"t\.json"):
+        target_of(profile)
 
 
 def _source(name: str) -> str:

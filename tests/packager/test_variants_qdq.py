@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from tests.packager.onnx_models import Array, Value, build, conv_model, digits, gemm_model, if_model
@@ -13,7 +15,9 @@ from tests.packager.onnx_models import Array, Value, build, conv_model, digits, 
 from skerry_packager.calibrate import RangeCollector, collect_ranges
 from skerry_packager.engine import Session
 from skerry_packager.normalize import normalize
+from skerry_packager.results import Target
 from skerry_packager.variants import qdq
+from skerry_packager.variants.affine import fold_affine
 from skerry_packager.variants.candidate import Candidate, Outcome, Skipped
 from skerry_packager.variants.fold import fold_batch_norms
 
@@ -53,10 +57,15 @@ def test_quantized_models_keep_their_accuracy(
 def test_weights_are_per_channel() -> None:
     candidate = quantized(gemm_model(), qdq.SCHEMES[0])
     assert isinstance(candidate, Candidate)
-    model = onnx.load_model_from_string(candidate.data)
-    sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    assert sizes["w0_scale"] == [64]
-    assert sizes["w1_scale"] == [10]
+    stored = {tensor.name: tensor for tensor in onnx.load_model_from_string(candidate.data).graph.initializer}
+    scales = {
+        tuple(stored[node.input[0]].dims): list(stored[node.input[1]].dims)
+        for node in onnx.load_model_from_string(candidate.data).graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in stored
+        and stored[node.input[0]].data_type == TensorProto.INT8
+    }
+    assert scales == {(64, 64): [64], (64, 10): [10]}
 
 
 def test_an_old_opset_is_raised_first() -> None:
@@ -144,6 +153,161 @@ def test_the_candidate_shows_no_trace_of_the_tool_and_is_the_same_every_time() -
     assert [entry.domain for entry in model.opset_import] == [""]
     assert not model.metadata_props
     assert not model.graph.value_info
+
+
+def optimized_operators(data: bytes, path: Path) -> list[str]:
+    """What the engine makes of the graph."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_the_engine_calculates_a_convolution_and_its_relu_in_int8(tmp_path: Path) -> None:
+    """Rounded once, behind the Relu: with a pair before it too, the engine runs the Relu in fp32."""
+    candidate = quantized(conv_model(), qdq.SCHEMES[0], (1, 8, 8))
+    assert isinstance(candidate, Candidate)
+    operators = optimized_operators(candidate.data, tmp_path / "optimized.onnx")
+    assert "QLinearConv" in operators
+    assert "QGemm" in operators  # MatMul and Add of a vector
+    assert not {"Conv", "FusedConv", "MatMul", "Gemm", "Relu", "BatchNormalization"} & set(operators)
+
+
+def test_the_engine_calculates_gemm_in_int8(tmp_path: Path) -> None:
+    candidate = quantized(gemm_model(), qdq.SCHEMES[1])
+    assert isinstance(candidate, Candidate)
+    operators = optimized_operators(candidate.data, tmp_path / "optimized.onnx")
+    assert operators.count("QGemm") == 2
+    assert "Relu" not in operators
+
+
+def error_of(model: onnx.ModelProto, shape: tuple[int, ...] = (64,)) -> float:
+    """Largest error of the quantized form over the largest output."""
+    outcome = quantized(model, qdq.SCHEMES[0], shape)
+    assert isinstance(outcome, Candidate)
+    worst = 0.0
+    for feed in feeds(shape, 8):
+        [got], [wanted] = (Session(data).run(feed) for data in (outcome.data, model.SerializeToString()))
+        worst = max(worst, float(np.abs(got - wanted).max() / np.abs(wanted).max()))
+    return worst
+
+
+def test_a_product_of_more_than_two_dimensions_gives_fp32(tmp_path: Path) -> None:
+    """Its result is not rounded: the engine has a kernel for that."""
+    weight = np.random.default_rng(1).normal(0, 0.1, (8, 10)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["p"])]
+    model = build(
+        nodes,
+        {"w": weight, "b": np.ones(10, np.float32)},
+        ("N", 8, 8),
+        outputs=[Value("p", TensorProto.FLOAT, ["N", 8, 10])],
+    )
+    outcome = quantized(model, qdq.SCHEMES[0], (8, 8))
+    assert isinstance(outcome, Candidate)
+    operators = optimized_operators(outcome.data, tmp_path / "optimized.onnx")
+    assert operators[:2] == ["QuantizeLinear", "MatMulIntegerToFloat"]
+    assert error_of(model, (8, 8)) < 0.02
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_gemm_with_factors_and_a_row_to_add(transposed: int) -> None:
+    """QGemm takes neither beta nor a matrix: both go into the constants."""
+    rng = np.random.default_rng(1)
+    weight = rng.normal(0, 0.1, (64, 10)).astype(np.float32)
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["p"], alpha=0.5, beta=3.0, transB=transposed)
+    arrays = {
+        "w": weight.T.copy() if transposed else weight,
+        "b": rng.normal(0, 1, (1, 10)).astype(np.float32),
+    }
+    assert error_of(build([node], arrays)) < 0.02
+
+
+def test_a_bias_that_int32_cannot_hold_widens_the_scale_of_its_channel() -> None:
+    weight = np.random.default_rng(1).normal(0, 0.1, (64, 10)).astype(np.float32)
+    weight[:, 3] *= 1e-12
+    weight[:, 4] = 0
+    bias = np.full(10, 5, np.float32)
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["p"])
+    assert error_of(build([node], {"w": weight, "b": bias})) < 0.02
+
+
+def test_a_clip_behind_a_convolution_and_an_output_that_others_read() -> None:
+    rng = np.random.default_rng(1)
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Clip", ["c", "zero", "six"], ["six_c"]),
+        helper.make_node("Conv", ["six_c", "k2"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["g"]),
+        helper.make_node("GlobalAveragePool", ["six_c"], ["h"]),
+        helper.make_node("Concat", ["g", "h"], ["gh"], axis=1),
+        helper.make_node("Flatten", ["gh"], ["p"]),
+    ]
+    arrays = {
+        "k": rng.normal(0, 1, (5, 1, 3, 3)).astype(np.float32),
+        "k2": rng.normal(0, 1, (5, 5, 3, 3)).astype(np.float32),
+        "zero": np.array(0, np.float32),
+        "six": np.array(2, np.float32),
+    }
+    assert error_of(build(nodes, arrays, ("N", 1, 8, 8)), (1, 8, 8)) < 0.03
+
+
+def test_a_convolution_that_is_the_output_itself_keeps_its_name() -> None:
+    kernel = np.random.default_rng(1).normal(0, 1, (10, 1, 8, 8)).astype(np.float32)
+    model = build(
+        [helper.make_node("Conv", ["x", "k"], ["p"])],
+        {"k": kernel},
+        ("N", 1, 8, 8),
+        outputs=[Value("p", TensorProto.FLOAT, ["N", 10, 1, 1])],
+    )
+    assert error_of(model, (1, 8, 8)) < 0.02
+
+
+def test_weights_have_7_bits_where_a_target_may_saturate() -> None:
+    """VPMADDUBSW adds two products in 16 bits: 2 * 255 * 127 does not fit, 2 * 255 * 63 does."""
+    assert qdq.needs_reduced_range([Target(name="old", arch="x86_64", isa=("avx2",))])
+    assert not qdq.needs_reduced_range([Target(name="new", arch="x86_64", isa=("avx2", "vnni"))])
+    assert not qdq.needs_reduced_range([Target(name="pi", arch="aarch64", isa=("neon",))])
+    base = qdq.prepare(normalize(gemm_model(), feeds()[:2]).model)
+    ranges = collect_ranges(base.model, base.tensors, feeds())
+    outcome = qdq.quantize(base, ranges, qdq.SCHEMES[0], reduce_range=True)
+    assert isinstance(outcome, Candidate)
+    assert "7 bits" in outcome.note
+    integers = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load_model_from_string(outcome.data).graph.initializer
+        if tensor.data_type == TensorProto.INT8
+    ]
+    assert max(int(np.abs(array).max()) for array in integers) == 63
+
+
+def test_factors_and_terms_behind_a_convolution_fold_into_it() -> None:
+    rng = np.random.default_rng(1)
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"]),
+        helper.make_node("Mul", ["c", "factor"], ["m"]),
+        helper.make_node("Add", ["term", "m"], ["a"]),
+        helper.make_node("Div", ["a", "two"], ["d"]),
+        helper.make_node("Mul", ["d", "image"], ["i"]),
+        helper.make_node("Flatten", ["i"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["p"]),
+    ]
+    arrays = {
+        "k": rng.normal(0, 1, (3, 1, 7, 7)).astype(np.float32),
+        "factor": rng.normal(0, 1, (1, 3, 1, 1)).astype(np.float32),
+        "term": rng.normal(0, 1, (3, 1, 1)).astype(np.float32),
+        "two": np.array([2], np.float32),
+        "image": rng.normal(0, 1, (1, 1, 2, 2)).astype(np.float32),
+        "w": rng.normal(0, 1, (12, 10)).astype(np.float32),
+    }
+    model = build(nodes, arrays, ("N", 1, 8, 8))
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    assert fold_affine(folded.graph) == 3
+    assert [node.op_type for node in folded.graph.node] == ["Conv", "Mul", "Flatten", "MatMul"]
+    feed = feeds((1, 8, 8))[0]
+    [a], [b] = (Session(m.SerializeToString()).run(feed) for m in (model, folded))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_batch_normalization_folds_into_the_convolution() -> None:

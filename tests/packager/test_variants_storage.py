@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from skl2onnx import to_onnx  # type: ignore[import-untyped] # ships no stubs
+from sklearn.linear_model import LogisticRegression
 from tests.packager.onnx_models import Array, Value, build, conv_model, digits, gemm_model, if_model
+from tests.real_models import real_model
 
 from skerry_packager import graphs
 from skerry_packager.engine import Session
 from skerry_packager.normalize import normalize
 from skerry_packager.variants.candidate import Candidate, Skipped
-from skerry_packager.variants.storage import best_scale, fp16_store, int8_store
+from skerry_packager.variants.encodings import (
+    INT8_MAX_ERROR,
+    Names,
+    as_int8,
+    as_int8_or_fp16,
+    best_scale,
+)
+from skerry_packager.variants.storage import fp16_store, int4_store, int8_store
 
 
 def ready(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -120,6 +135,120 @@ def test_scales_follow_the_axis_on_which_the_weights_differ(shape: tuple[int, ..
     worst = np.abs(rebuilt - array).max(axis=tuple(i for i in range(len(shape)) if i != axis))
     peak = np.abs(array).max(axis=tuple(i for i in range(len(shape)) if i != axis))
     assert (worst <= peak / 127 / 2 * 1.001).all()
+
+
+def silero() -> onnx.ModelProto:
+    """All weights inside the branches of an If, one branch per sampling rate."""
+    return onnx.load(real_model("silero_vad/silero_vad/data/silero_vad.onnx"))
+
+
+def test_silero_is_stored_smaller_inside_its_branches() -> None:
+    feed: dict[str, Array] = {
+        "input": np.sin(np.arange(576, dtype=np.float32) / 9)[None] * np.float32(0.3),
+        "state": np.zeros((2, 1, 128), np.float32),
+        "sr": np.array(16000, np.int64),
+    }
+    normal = normalize(silero(), [feed])
+    for generate, share in ((fp16_store, 0.55), (int8_store, 0.35)):
+        outcome = generate(normal.model)
+        assert isinstance(outcome, Candidate)
+        assert "18 of them inside subgraphs" in outcome.note
+        assert len(outcome.data) < share * len(normal.data)
+        wanted, got = (Session(data).run(feed)[0] for data in (normal.data, outcome.data))
+        np.testing.assert_allclose(got, wanted, atol=0.05)
+
+
+@pytest.mark.parametrize(("make", "image"), [(gemm_model, (1, 64)), (if_model, (1, 64))])
+def test_nothing_that_rebuilds_a_weight_is_left_when_the_engine_has_loaded(
+    make: object, image: tuple[int, ...], tmp_path: Path
+) -> None:
+    assert callable(make)
+    model = normalize(make(), [{"x": digits()[0][0].reshape(image)}]).model
+    plain = loaded_operators(model.SerializeToString(), tmp_path)
+    for generate in (fp16_store, int8_store, int4_store):
+        outcome = generate(model)
+        assert isinstance(outcome, Candidate)
+        assert loaded_operators(outcome.data, tmp_path) == plain
+
+
+def loaded_operators(data: bytes, folder: Path) -> Counter[str]:
+    """What the engine runs, bodies included, after it has optimized the graph."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(folder / "optimized.onnx")
+    return Counter(node.op_type for node in graphs.all_nodes(optimized))
+
+
+@pytest.mark.parametrize("generate", [fp16_store, int8_store])
+def test_double_weights_stay_double_in_the_engine(generate: Callable[[onnx.ModelProto], object]) -> None:
+    weights: dict[str, Array] = {"w": np.random.default_rng(0).normal(size=(64, 64))}
+    model = typed_model(weights, TensorProto.DOUBLE)
+    outcome = generate(model)
+    assert isinstance(outcome, Candidate)
+    assert len(outcome.data) < 0.3 * model.ByteSize()
+    x = np.random.default_rng(1).normal(size=(4, 64))
+    [wanted], [got] = (Session(data).run({"x": x}) for data in (model.SerializeToString(), outcome.data))
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, wanted, atol=0.3)
+
+
+def test_weights_in_half_precision_already_are_stored_as_int8_only() -> None:
+    weights: dict[str, Array] = {"w": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float16)}
+    model = typed_model(weights, TensorProto.FLOAT16)
+    outcome = fp16_store(model)
+    assert isinstance(outcome, Skipped)
+    assert outcome.reason == "1 weights: half precision already"
+    small = int8_store(model)
+    assert isinstance(small, Candidate)
+    assert Session(small.data).outputs[0].datatype == "FP16"
+
+
+def typed_model(weights: dict[str, Array], kind: int) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["p"])],
+        "typed",
+        [Value("x", kind, ["N", 64])],
+        [Value("p", kind, ["N", 64])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def test_a_weight_with_outliers_gets_finer_scales_or_fp16() -> None:
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(64, 64)).astype(np.float32)
+    names = Names(set())
+    usual = as_int8_or_fp16(flat, TensorProto.FLOAT, "w", names)
+    assert usual is not None
+    assert (usual.form, len(usual.nodes)) == ("int8", 2)
+    flat[rng.integers(0, 64, 40), rng.integers(0, 64, 40)] *= 30
+    finer = as_int8_or_fp16(flat, TensorProto.FLOAT, "w", names)
+    assert finer is not None
+    assert finer.error <= INT8_MAX_ERROR
+    per_channel = as_int8(flat, TensorProto.FLOAT, "w", names)
+    assert per_channel is not None
+    assert per_channel.error > INT8_MAX_ERROR
+
+
+def test_weights_that_are_outputs_stay() -> None:
+    weights: dict[str, Array] = {"w": np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)}
+    model = build([helper.make_node("MatMul", ["x", "w"], ["p"])], weights)
+    model.graph.output.append(Value("w", TensorProto.FLOAT, [64, 10]))
+    outcome = int8_store(model)
+    assert isinstance(outcome, Skipped)
+    assert outcome.reason == "1 weights: they are outputs of the graph"
+
+
+def test_numbers_in_attributes_are_said_to_be_there() -> None:
+    images, labels = digits()
+    linear = LogisticRegression(max_iter=500).fit(images[:300], labels[:300])
+    outcome = int8_store(to_onnx(linear, images[:1], options={"zipmap": False}))
+    assert isinstance(outcome, Skipped)
+    assert outcome.reason == (
+        "the numbers are attributes of `ai.onnx.ml:LinearClassifier`, which cannot be stored smaller"
+    )
 
 
 def test_a_column_of_zeros_has_a_harmless_scale() -> None:

@@ -47,16 +47,16 @@ def test_runs_a_real_model() -> None:
 
 def test_an_unknown_engine_says_what_to_do() -> None:
     with pytest.raises(EngineError, match="not known") as caught:
-        import_engine("tflite")
+        import_engine("torch")
     assert "onnx" in caught.value.hint
-    assert [engine.name for engine in import_available()] == ["onnx"]
+    assert [engine.name for engine in import_available()] == ["onnx", "tflite"]
 
 
 def test_a_missing_library_names_the_extra_to_install() -> None:
     program = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from skerry_runtime.worker.engines import import_engine, import_available\n"
-        "assert import_available() == ()\n"
+        "assert [engine.name for engine in import_available()] == ['tflite']\n"
         "try: import_engine('onnx')\n"
         "except Exception as error: print(type(error).__name__, error.hint)\n"
     )
@@ -124,6 +124,29 @@ def test_m5_operators_of_other_libraries_are_refused() -> None:
     node = helper.make_node("Steal", ["x"], ["y"], domain="evil.example")
     with pytest.raises(EngineError, match=r"evil\.example"):
         import_engine("onnx").load(add_model(WEIGHT, node=node, domains=("", "evil.example")))
+
+
+@pytest.mark.attack
+def test_m5_inside_a_body_and_under_the_name_of_another_function_too() -> None:
+    thief = helper.make_node("Steal", [], ["deep"], domain="evil.example")
+    branch = helper.make_graph([thief], "b", [], [helper.make_tensor_value_info("deep", FLOAT, [2])])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    data = onnx_bytes([node], [("c", TensorProto.BOOL, [])], [("y", FLOAT, [2])])
+    with pytest.raises(EngineError, match=r"`evil\.example:Steal`"):
+        check_self_contained(data)
+    model = onnx.load_model_from_string(data)
+    body = [helper.make_node("Identity", ["a"], ["b"])]
+    model.functions.append(
+        helper.make_function("evil.example", "Other", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    )
+    with pytest.raises(EngineError, match=r"`evil\.example:Steal`"):
+        check_self_contained(model.SerializeToString())
+
+
+def test_a_domain_that_no_operator_uses_is_harmless() -> None:
+    domains = ("", "ai.onnx.preview.training", "com.microsoft.nchwc")
+    session = import_engine("onnx").load(add_model(WEIGHT, domains=domains))
+    np.testing.assert_array_equal(session.run({"x": np.zeros(2, np.float32)})["y"].shape, (2,))
 
 
 def test_functions_inside_the_model_are_no_other_library() -> None:

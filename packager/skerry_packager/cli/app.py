@@ -42,7 +42,8 @@ EXIT_CODES: Final[Mapping[type[SkerryError], int]] = {
 
 _EXTRA_OF: Final[Mapping[str, str]] = {
     "onnx": "packager", "onnxruntime": "packager", "onnxconverter_common": "packager", "rich": "packager",
-    "sqlite_utils": "packager", "pydantic": "packager", "model_signing": "packager",
+    "sqlite_utils": "packager", "PIL": "packager", "yaml": "packager", "pydantic": "packager",
+    "pyarrow": "parquet", "ai_edge_litert": "tflite", "flatbuffers": "tflite", "model_signing": "packager",
     "fastapi": "fleet", "uvicorn": "fleet", "sqlalchemy": "fleet", "alembic": "fleet", "jinja2": "fleet",
     "pydantic_settings": "fleet", "starlette": "fleet", "skerry_fleet": "fleet",
     "sklearn": "demo", "skl2onnx": "demo",
@@ -80,6 +81,11 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
         _PACK,
         "skerry_packager.cli.matrix:matrix",
         "Load every variant on each engine version, and compare its answers.",
+    ),
+    "profile": Lazy(
+        _PACK,
+        "skerry_packager.cli.profiles:profile",
+        "Describe the devices that models are packed for.",
     ),
     "runs": Lazy(_PACK, "skerry_packager.cli.runs:runs", "Look into the log of packaging runs."),
     "publish": Lazy(_RUN, "skerry_packager.cli.bundles:publish", "Upload a bundle to the fleet server."),

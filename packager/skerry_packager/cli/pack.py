@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,12 +11,13 @@ import click
 from skerry_contract.manifest import TASKS
 
 from .. import console
-from ..packing import MONITORS, OwnBudgets, Packed, PackRequest, megabytes
+from ..packing import DEFAULT_SLOWDOWN, MONITORS, OwnBudgets, Packed, PackRequest, megabytes
 from ..packing import pack as pack_model
 from ..results import Objective
 from ..runlog import variant_row
-from .options import EXISTING_FILE, Limit, json_option, key_password, loss
-from .runs import run_log_option, show_variants
+from .options import EXISTING_FILE, Limit, duration, json_option, key_password, loss
+from .runs import run_log_option, show_drawings, show_variants
+from .source_options import with_source_options
 
 _STEPS: Final = {
     "inspect": "loading the model in quarantine",
@@ -46,8 +48,8 @@ _STEPS: Final = {
     "--evaluation",
     required=True,
     metavar="DATA",
-    help="Rows that judge: .npz with one array per input and 'y' or 'labels' for labels, .npy, or "
-    "module:function. Labels let accuracy judge; without them agreement with fp32 does.",
+    help="Rows that judge: .npz or .npy arrays, a .csv or .parquet table, a folder of images or WAV files, "
+    "or module:function. Labels let accuracy judge; without them agreement with fp32 does. See docs/data.md.",
 )
 @click.option(
     "--calibration",
@@ -111,10 +113,51 @@ _STEPS: Final = {
     help="What devices watch of the inputs for drift: all that was found, one kind of it, or nothing.",
 )
 @click.option(
+    "--metric",
+    metavar="METRIC",
+    help="accuracy, f1, auc, mae, top1-agreement, cosine, sqnr, or module:function(labels, outputs); found "
+    "from labels and outputs if not given.",
+)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    metavar="OUTPUT=INPUT",
+    help="A state of a stateful model: an output that the next step takes as input. Found by their names if "
+    "not given; 'none' says that there is none.",
+)
+@with_source_options
+@click.option(
     "--lineage",
+    metavar="FILE|RUN",
+    help="About the training: JSON or TOML, or a run of MLflow, Weights & Biases, DVC or Neptune: a folder, "
+    "mlflow.db#RUN_ID, mlflow+https://HOST/#RUN_ID, dvc.lock, …",
+)
+@click.option(
+    "--max-slowdown",
+    type=click.FloatRange(0),
+    default=DEFAULT_SLOWDOWN,
+    show_default=True,
+    metavar="FACTOR",
+    help="Largest latency as a multiple of the original's, where that is measured; 0 sets no limit.",
+)
+@click.option(
+    "--measurements",
     type=EXISTING_FILE,
     metavar="FILE",
-    help="JSON or TOML about the training: data_hash, code_commit, hyperparameters, metrics, …",
+    help="Timings of model files on devices, as devices/README.md describes them.",
+)
+@click.option(
+    "--time-limit",
+    type=duration,
+    metavar="TIME",
+    help="For searches among mixtures of precisions: 90s, 10m; 45s if not given.",
+)
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="HTML",
+    help="Write the report as a page that works offline.",
 )
 @click.option(
     "--security-floor",
@@ -158,7 +201,14 @@ def pack(
     labels: str,
     task: str | None,
     monitor: str,
-    lineage: Path | None,
+    metric: str | None,
+    states: tuple[str, ...],
+    source_options: dict[str, Any],
+    lineage: str | None,
+    max_slowdown: float,
+    measurements: Path | None,
+    time_limit: float | None,
+    report: Path | None,
     security_floor: int,
     budget_ram: float | None,
     budget_size: float | None,
@@ -199,7 +249,15 @@ def pack(
         labels=tuple(label.strip() for label in labels.split(",")) if labels else (),
         task=task,
         monitor=monitor,
+        metric=metric,
+        states=states,
+        source_options=source_options,
         lineage=lineage,
+        max_slowdown=max_slowdown,
+        measurements=measurements,
+        time_limit=time_limit,
+        report=report,
+        command=_command_line(),
         security_floor=security_floor,
         budgets=OwnBudgets(
             ram_bytes=megabytes(budget_ram or 0),
@@ -214,14 +272,22 @@ def pack(
         )
     for warning in packed.warnings:
         console.warn(warning)
-    console.print_json(_as_json(packed, request.run_log)) if as_json else _show(packed, request.run_log)
+    if as_json:
+        console.print_json(_as_json(packed, request))
+    else:
+        _show(packed, request.run_log, report)
+
+
+def _command_line() -> tuple[str, ...]:
+    """What was typed. No option holds a password."""
+    return ("skerry", *sys.argv[1:]) if Path(sys.argv[0]).name == "skerry" else ()
 
 
 def _rows(packed: Packed) -> list[dict[str, Any]]:
     return [variant_row(packed.result, variant) for variant in packed.result.variants]
 
 
-def _as_json(packed: Packed, run_log: Path) -> dict[str, Any]:
+def _as_json(packed: Packed, request: PackRequest) -> dict[str, Any]:
     result = packed.result
     return {
         "bundle": str(packed.path),
@@ -248,7 +314,8 @@ def _as_json(packed: Packed, run_log: Path) -> dict[str, Any]:
         "notes": result.notes,
         "lineage_gaps": packed.gaps,
         "run": packed.run,
-        "run_log": str(run_log),
+        "run_log": str(request.run_log),
+        "report": None if request.report is None else str(request.report),
     }
 
 
@@ -271,6 +338,8 @@ def _judged_by(packed: Packed) -> dict[str, Any] | None:
 
 _MEASURES: Final = {
     "accuracy": ("accuracy", "{:.1%}"),
+    "f1": ("F1", "{:.3f}"),
+    "auc": ("area under the ROC curve", "{:.3f}"),
     "mae": ("mean absolute error", "{:.4g}"),
     "top1-agreement": ("agreement with fp32", "{:.1%}"),
     "cosine": ("cosine similarity with fp32", "{:.4f}"),
@@ -283,7 +352,7 @@ def _verdict_line(packed: Packed) -> str:
     judged = _judged_by(packed)
     if judged is None:
         return ""
-    what, form = _MEASURES[judged["metric"]]
+    what, form = _MEASURES.get(judged["metric"], (judged["metric"], "{:.4g}"))
     figures = [f"{judged['variant']} {form.format(judged['value'])}"]
     if judged["labels"]:
         figures = list(dict.fromkeys([f"fp32 {form.format(judged['fp32'])}", *figures]))
@@ -293,9 +362,10 @@ def _verdict_line(packed: Packed) -> str:
     return f"no labels: judged by {what} on {rows}: {', '.join(figures)}"
 
 
-def _show(packed: Packed, run_log: Path) -> None:
+def _show(packed: Packed, run_log: Path, report: Path | None) -> None:
     result = packed.result
     show_variants(_rows(packed))
+    show_drawings(packed.document)
     console.say(_verdict_line(packed))
     for note in result.notes:
         console.say(f"note: {note}", style="dim")
@@ -307,6 +377,8 @@ def _show(packed: Packed, run_log: Path) -> None:
         console.say(
             f"logged as run {packed.run}: skerry runs show {packed.run} --run-log {run_log}", style="dim"
         )
+    if report is not None:
+        console.say(f"report: {report}")
     console.facts(
         [
             ("bundle", f"{packed.path}  ({console.size(packed.size)})"),

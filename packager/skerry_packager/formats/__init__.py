@@ -49,11 +49,20 @@ class ModelFormat(Protocol):
     def generate(self, job: Job) -> Iterator[tuple[str, Callable[[], Outcome]]]:
         """(name, function that makes it) of each variant."""
 
+    def finish(self, data: bytes) -> bytes:
+        """A variant as it is packed: the same answers in fewer bytes, without the names that reports need."""
+
     def facts(self, data: bytes) -> Facts:
         """Read them from a variant."""
 
-    def memory_bounds(self, data: bytes, feed: Feed) -> tuple[int, int]:
-        """Lower and upper bound of the peak RAM in bytes, for inputs of the shapes in `feed`."""
+    def memory_bounds(
+        self, data: bytes, feed: Feed, sizes: Mapping[str, int] | None = None
+    ) -> tuple[int, int]:
+        """Lower and upper bound of the peak RAM in bytes, for inputs of the shapes in `feed`.
+
+        Args:
+            sizes: of values whose shape follows from data, see `skerry_packager.memory.Probe`.
+        """
 
 
 _MODULES: Final[Mapping[str, str]] = {"onnx": f"{__name__}.onnx", "tflite": f"{__name__}.tflite"}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
 from .. import graphs
+from ..compact import compact
 from ..engine import Feed
 from ..inspect import ModelInspection
-from ..memory import predict_memory
+from ..memory import memory_bounds
 from ..modelfile import load_approved
 from ..normalize import normalize
 from ..results import Target
@@ -39,12 +40,17 @@ class OnnxFormat:
     def generate(self, job: Job) -> Iterator[tuple[str, Callable[[], Outcome]]]:
         return generate(onnx.load_model_from_string(job.source), job)
 
+    def finish(self, data: bytes) -> bytes:
+        return compact(data)
+
     def facts(self, data: bytes) -> Facts:
         model = onnx.load_model_from_string(data)
         return Facts(model.ir_version, graphs.opset_of(model))
 
-    def memory_bounds(self, data: bytes, feed: Feed) -> tuple[int, int]:
-        return predict_memory(onnx.load_model_from_string(data), feed), 0
+    def memory_bounds(
+        self, data: bytes, feed: Feed, sizes: Mapping[str, int] | None = None
+    ) -> tuple[int, int]:
+        return memory_bounds(onnx.load_model_from_string(data), feed, sizes)
 
 
 FORMAT = OnnxFormat()

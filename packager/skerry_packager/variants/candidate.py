@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine import Feed
-from ..results import Fidelity, Sensitivity, Target
+from ..results import Fidelity, Objective, Sensitivity, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,8 @@ class Job:
     """Complete sets of inputs; of a stateful model those of fp32's own rollouts."""
     targets: Sequence[Target]
     max_drop: float
+    objective: Objective = Objective.SIZE
+    """What a search prefers among mixtures that keep as much."""
     trial: Trial
     seconds_left: Callable[[], float]
     """Until the time for generating is up; a search stops there with the best that it has."""

@@ -13,6 +13,7 @@ import onnx
 from onnx import GraphProto, NodeProto, numpy_helper
 
 from .. import graphs
+from .edits import drop_unused
 
 _EPSILON: Final = 1e-5
 
@@ -52,7 +53,7 @@ def fold_batch_norms(graph: GraphProto) -> int:
         gone.append(node)
     for node in gone:
         graph.node.remove(node)
-    _drop_unused(graph)
+    drop_unused(graph)
     return len(gone)
 
 
@@ -62,17 +63,3 @@ def _is_constant(node: NodeProto, convolution: NodeProto, weights: dict[str, onn
     return not training and len(node.output) == 1 and all(
         name in weights and weights[name].data_type == onnx.TensorProto.FLOAT for name in needed
     )  # fmt: skip
-
-
-def _drop_unused(graph: GraphProto) -> None:
-    used = {name for inner in graphs.all_graphs(graph) for node in inner.node for name in node.input}
-    used.update(value.name for inner in graphs.all_graphs(graph) for value in inner.output)
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    if len(kept) < len(graph.initializer):
-        copies = []
-        for tensor in kept:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            copies.append(copy)
-        del graph.initializer[:]
-        graph.initializer.extend(copies)

@@ -24,6 +24,7 @@ _FLAGS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Names of instruction sets in device profiles, and the kernel's flags for them."""
 _PACKAGES: Final = {"onnxruntime": "onnx", "ai-edge-litert": "tflite", "tflite-runtime": "tflite"}
+"""Library -> engine; of two for one engine the worker prefers the first."""
 
 
 def hardware(device_class: str) -> Hardware:
@@ -48,18 +49,21 @@ def instruction_sets(flags: Iterable[str]) -> tuple[str, ...]:
 
 
 def engines() -> tuple[EngineInfo, ...]:
-    """The inference engines that are installed."""
-    found = ((name, _version_of(package)) for package, name in _PACKAGES.items())
-    return tuple(EngineInfo(name=name, version=version) for name, version in found if version)
+    """The inference engines that are installed, each by the library that a worker takes."""
+    found: dict[str, str] = {}
+    for package, name in _PACKAGES.items():
+        if name not in found and (version := version_of(package)):
+            found[name] = version
+    return tuple(EngineInfo(name=name, version=version) for name, version in found.items())
 
 
 @cache
 def agent_version() -> str:
     """Of this software."""
-    return _version_of("skerry") or "0+source"
+    return version_of("skerry") or "0+source"
 
 
-def _version_of(package: str) -> str:
+def version_of(package: str) -> str:
     """Version of an installed package, or nothing.
 
     From the names of the metadata folders (``NAME-VERSION.dist-info``, PEP 376, PEP 491), because

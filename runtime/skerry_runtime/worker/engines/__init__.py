@@ -45,6 +45,8 @@ class Session(Protocol):
 
     inputs: tuple[Signature, ...]
     outputs: tuple[Signature, ...]
+    stateful: bool
+    """Whether it keeps something from one inference to the next, until `reset`."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference. Raises `EngineError` (failed) or `MemoryBudgetError` (memory refused)."""
@@ -73,6 +75,7 @@ class _Known(NamedTuple):
 
 _REGISTRY: Final[Mapping[str, _Known]] = {
     "onnx": _Known("skerry_runtime.worker.engines.onnx", "onnx"),
+    "tflite": _Known("skerry_runtime.worker.engines.tflite", "tflite"),
 }
 
 

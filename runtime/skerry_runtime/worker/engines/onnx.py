@@ -68,6 +68,8 @@ _NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "std::
 class OnnxSession:
     """A session of ONNX Runtime on the CPU."""
 
+    stateful = False
+
     def __init__(self, model: bytes) -> None:
         check_self_contained(model)
         options = ort.SessionOptions()

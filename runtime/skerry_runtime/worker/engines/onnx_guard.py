@@ -16,9 +16,11 @@ DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 ORT_FORMAT_MARK: Final = b"ORTM"
 """Bytes 4 to 8 of an ``.ort`` file, a FlatBuffer whose initializers the engine keeps inside."""
 _DEPTH: Final = 64
+_Operator = tuple[str, str]
+"""Domain and name."""
 
-_MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTION = 7, 8, 25
-_OPSET_DOMAIN = 1
+_MODEL_GRAPH, _MODEL_FUNCTION = 7, 25
+_FUNCTION_NAME, _FUNCTION_DOMAIN = 1, 10
 # By message: the fields that may hold a tensor, and the message in each.
 _CHILDREN: Final[Mapping[str, Mapping[int, str]]] = {
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -28,34 +30,44 @@ _CHILDREN: Final[Mapping[str, Mapping[int, str]]] = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
-_NODE_OPERATOR = 4
+_NODE_OPERATOR, _NODE_DOMAIN = 4, 7
 
 
 def check_self_contained(model: bytes) -> None:
     """Raises `EngineError` if the file refers to other files or to unknown operators, or is garbled."""
     if model[4:8] == ORT_FORMAT_MARK:
         return
-    functions: set[str] = set()
-    domains: set[str] = set()
+    functions: set[_Operator] = set()
+    foreign: set[_Operator] = set()
     for number, value in _fields(memoryview(model)):
         if number == _MODEL_GRAPH and not isinstance(value, int):
-            _check(value, "graph", 0)
+            _check(value, "graph", 0, foreign)
         elif number == _MODEL_FUNCTION and not isinstance(value, int):
-            _check(value, "function", 0)
-            functions |= {_text(v) for n, v in _fields(value) if n == 10}
-        elif number == _MODEL_OPSET and not isinstance(value, int):
-            domains |= {_text(v) for n, v in _fields(value) if n == _OPSET_DOMAIN}
-    foreign = sorted(domains - functions - DOMAINS)
-    if foreign:
+            _check(value, "function", 0, foreign)
+            functions.add(_operator(value, _FUNCTION_DOMAIN, _FUNCTION_NAME))
+    unknown = sorted(foreign - functions)
+    if unknown:
+        domain, operator = unknown[0]
         raise EngineError(
-            f"the model wants operators of the domain {foreign[0][:80]!r}",
+            f"the model wants the operator `{domain[:80]}:{operator[:80]}`, which the engine does not bring",
             hint=f"Known: {', '.join(sorted(DOMAINS - {''}))}, and functions in the model itself.",
         )
 
 
-def _check(message: memoryview, kind: str, depth: int) -> None:
+def _operator(message: memoryview, domain: int, name: int) -> _Operator:
+    """Domain and name of a node or a function, by the numbers of their fields; the last one counts."""
+    texts = {number: _text(value) for number, value in _fields(message) if number in (domain, name)}
+    return texts.get(domain, ""), texts.get(name, "")
+
+
+def _check(message: memoryview, kind: str, depth: int, foreign: set[_Operator]) -> None:
+    """Operators of domains that are not known, in bodies too, are added to `foreign`."""
     if depth > _DEPTH:
         raise EngineError(f"the model nests deeper than {_DEPTH} levels")
+    if kind == "node":
+        operator = _operator(message, _NODE_DOMAIN, _NODE_OPERATOR)
+        if operator[0] not in DOMAINS:
+            foreign.add(operator)
     for number, value in _fields(message):
         if kind == "tensor":
             if number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0):
@@ -63,7 +75,7 @@ def _check(message: memoryview, kind: str, depth: int) -> None:
         elif kind == "node" and number == _NODE_OPERATOR and _text(value) == "EPContext":
             raise EngineError("the model refers to another compiled model", hint="Pack the model itself.")
         elif number in _CHILDREN[kind] and not isinstance(value, int):
-            _check(value, _CHILDREN[kind][number], depth + 1)
+            _check(value, _CHILDREN[kind][number], depth + 1, foreign)
 
 
 def _text(value: memoryview | int) -> str:
