@@ -9,7 +9,7 @@ export PYTHON
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Run the whole journey with real processes (ARGS=--keep leaves it running)
@@ -25,6 +25,14 @@ test: ## Install what the checks need, then lint and test (ARGS="-k name" select
 	@.ci/bootstrap env .ci/envs/tflite-legacy.lock
 	@echo "==> pytest"
 	@$(BIN)/pytest $(ARGS)
+
+.PHONY: bench-packager
+bench-packager: venv ## Measure the packager beside its peers (hours; ARGS=--quick for six models)
+	@.ci/bootstrap system espeak-ng
+	@.ci/bootstrap models
+	@.ci/bootstrap models benchmarks/packager/models.lock .envs/bench-models
+	@.ci/bootstrap env benchmarks/packager/envs/*.lock
+	@$(BIN)/python -m benchmarks.packager $(ARGS)
 
 .PHONY: lint
 lint: venv ## Check style, types and import rules
