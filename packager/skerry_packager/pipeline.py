@@ -48,7 +48,9 @@ Data = str | Path | Mapping[str, np.ndarray]
 """A path or ``module:function`` (see `skerry_packager.sources`), or the arrays themselves."""
 
 DEFAULT_TIME_LIMIT: Final = 45.0
-"""Seconds for searches among mixtures, counted from the first variant on: most need less."""
+"""Seconds of processor time for trying variants, after which no search goes on: most models need less."""
+_PATIENCE: Final = 4
+"""Times that limit by the clock: a busy machine may take longer, an endless wait may not."""
 
 
 def pack_variants(
@@ -85,8 +87,8 @@ def pack_variants(
         source_options: how files of data become inputs.
         alternatives: other targets, to be named where the model fits them and none of `targets`.
         seed: of the splits and the bootstrap.
-        time_limit: seconds after which no search is begun or goes on; what was found till then counts. A
-            search that it ends says so, and may find another mixture on a faster machine.
+        time_limit: seconds of processor time after which no search is begun or goes on; what was found till
+            then counts. A search that it ends says so, and may find another mixture on a faster machine.
         on_result: called with each variant as it was tried, so that a run that fails later shows them.
         progress: called at the start of every step.
 
@@ -131,7 +133,12 @@ def pack_variants(
         on_result(tried[-1])
 
     keep(judge.judge(judge.source))
-    end = time.monotonic() + time_limit
+    began, worked = time.monotonic(), time.process_time()
+
+    def seconds_left() -> float:
+        by_work = time_limit - (time.process_time() - worked)
+        return max(0.0, min(by_work, _PATIENCE * time_limit - (time.monotonic() - began)))
+
     job = Job(
         source=prepared.data,
         calibration=sample_feeds(judge.fp32, splits.calibration),
@@ -139,7 +146,7 @@ def pack_variants(
         max_drop=max_drop,
         objective=objective,
         trial=judge.trial,
-        seconds_left=lambda: max(0.0, end - time.monotonic()),
+        seconds_left=seconds_left,
     )
     for name, make in model_format.generate(job):
         begin(name)

@@ -151,7 +151,8 @@ _STEPS: Final = {
     "--time-limit",
     type=duration,
     metavar="TIME",
-    help="For searches among mixtures of precisions: 90s, 10m; 45s if not given.",
+    help="Processor time after which no search for a mixture of precisions goes on: 90s, 10m; 45s if not "
+    "given.",
 )
 @click.option(
     "--report",

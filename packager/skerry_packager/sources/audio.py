@@ -18,8 +18,8 @@ from skerry_contract.errors import DataError
 
 from ..inspect import TensorInfo
 from .folders import LabelledFiles, check_regular, labelled_files
-from .resample import resample
 from .options import SourceOptions
+from .resample import resample
 from .samples import (
     LABELS,
     LENGTHS,
