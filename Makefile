@@ -19,7 +19,7 @@ demo: ## Run the whole journey with real processes (ARGS=--keep leaves it runnin
 
 .PHONY: test
 test: ## Install what the checks need, then lint and test (ARGS="-k name" selects tests)
-	@.ci/bootstrap system mosquitto strace qemu-aarch64-static chromium
+	@.ci/bootstrap system mosquitto strace qemu-aarch64-static chromium systemd-analyze
 	@$(MAKE) lint
 	@.ci/bootstrap models
 	@.ci/bootstrap env .ci/envs/tflite-legacy.lock

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Final
 
 import numpy as np
 
@@ -20,6 +21,8 @@ Feed = Mapping[str, np.ndarray]
 """One complete set of model inputs, each with its batch axis."""
 
 ENGINE = OnnxEngine()
+_NO_KERNEL: Final = "Could not find an implementation"
+"""What onnxruntime says of an operator that it knows, but not for these types."""
 
 
 @cache
@@ -40,7 +43,9 @@ class Session:
         except (EngineError, MemoryBudgetError) as error:
             raise ModelError(
                 f"the engine does not load it: {brief(error)}",
-                hint="Check that the model runs in its own library before it is packed.",
+                hint="The engine lacks this operator for numbers of these types: export the model as float32."
+                if _NO_KERNEL in str(error)
+                else "Check that the model runs in its own library before it is packed.",
             ) from error
         self.inputs: tuple[Signature, ...] = self._session.inputs
         self.outputs: tuple[Signature, ...] = self._session.outputs

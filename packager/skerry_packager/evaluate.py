@@ -94,7 +94,10 @@ class Reference:
             if len(values) == 1 and done > 1
         ]
         if wanted < given:
-            notes.append(f"{self.split}: {wanted} of {given} rows judge, for one inference takes much work")
+            notes.append(
+                f"{self.split}: {wanted} of {given} rows judge, for one inference takes much work: "
+                "a longer --time-limit lets more of them judge"
+            )
         if done < wanted:
             self._order = self._order[: _power_of_two(done)]
             notes.append(f"{self.split}: {len(self._order)} of {given} rows within the time of {seconds:g} s")

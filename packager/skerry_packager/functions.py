@@ -34,7 +34,7 @@ def load_function(text: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # the boundary to code that is not ours
+    except (Exception, SystemExit) as error:  # the boundary to code that is not ours
         raise InputError(f"{text} cannot be imported: {type(error).__name__}: {error}", hint=_HINT) from error
     finally:
         if added and here in sys.path:

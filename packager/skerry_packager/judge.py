@@ -50,6 +50,8 @@ class Judge:
     notes: list[str]
     _packed: bytes
     """fp32 as it is packed; `prepared` has the names that reports need."""
+    _effort: float
+    """1 for the usual number of rows, more for more of them."""
     _fp32_probe: Probe
 
     def __init__(
@@ -61,6 +63,7 @@ class Judge:
         task: str | None,
         metric: str | None,
         seed: int,
+        effort: float = 1.0,
     ) -> None:
         self.format, self.prepared, self.splits = model_format, prepared, splits
         self.gate, self.seed = gate, seed
@@ -70,6 +73,7 @@ class Judge:
         self.held_out = Reference(self.fp32, splits.held_out, "held-out")
         self.task, self.heads = self.search.heads(task, metric)
         self.timed = sample_feeds(self.fp32, splits.search, _TIMED_FEEDS)
+        self._effort = effort
         self._fp32_probe = probe(self._packed, self.timed[0], model_format.engine)
         self.notes = [
             note
@@ -82,7 +86,8 @@ class Judge:
         operations = self._fp32_probe.operations
         steps = max(split.data.steps(row) for row in range(len(split.data)))
         work = steps * sum(each.flops + _OPERATOR_FLOPS for each in operations)
-        return 1 << int(math.log2(max(1.0, _SPLIT_FLOPS / work))) if work else len(split.data)
+        allowed = max(1.0, self._effort * _SPLIT_FLOPS / work) if work else 0.0
+        return 1 << int(math.log2(allowed)) if allowed else len(split.data)
 
     def session(self, model: bytes) -> Session:
         """A model in this format's engine. Raises `ModelError`."""

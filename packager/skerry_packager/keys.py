@@ -122,8 +122,8 @@ def needs_password(path: Path) -> bool:
 
 
 def open_to_others(path: Path) -> bool:
-    """Whether a private key can be read by other users of the machine."""
-    return bool(path.stat().st_mode & 0o077)
+    """Whether a private key can be read by other users of the machine; a public one may be."""
+    return bool(path.stat().st_mode & 0o077) and b"PUBLIC KEY" not in _read(path)[:200]
 
 
 def password_from(variable: str) -> bytes:

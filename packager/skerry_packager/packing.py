@@ -6,8 +6,10 @@ leaves no bundle, but its reason in the log.
 
 from __future__ import annotations
 
+import math
 import platform
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -39,6 +41,9 @@ MONITORS: Final = ("auto", "image", "column", "tensor", "none")
 
 DEFAULT_SLOWDOWN: Final = 1.1
 """What a variant may take as a multiple of fp32's latency, where that is known."""
+
+MAX_RELEASE: Final = 2**53 - 1
+"""The largest integer that every reader of JSON keeps exactly."""
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _ARCHITECTURES: Final[Mapping[str, str]] = {"arm64": "aarch64", "amd64": "x86_64"}
@@ -202,6 +207,11 @@ def _check(request: PackRequest) -> _Plan:
     if not _VERSION.fullmatch(request.version):
         raise InputError(f"{request.version[:80]!r} is no semantic version", hint="Write it as 1.4.0.")
     release = release_of(request.version) if request.release is None else request.release
+    if release > MAX_RELEASE:
+        raise InputError(
+            f"release {release} is too large a counter",
+            hint=f"Give one of at most {MAX_RELEASE} by --release.",
+        )
     if not 0 <= request.security_floor <= release or release < 1:
         raise InputError(
             f"release {release} with security floor {request.security_floor}",
@@ -209,11 +219,15 @@ def _check(request: PackRequest) -> _Plan:
         )
     if request.monitor not in MONITORS or (request.task is not None and request.task not in TASKS):
         raise InputError("unknown task or monitor", hint=f"Known: {', '.join((*TASKS, *MONITORS))}.")
+    for option, number in (("--max-slowdown", request.max_slowdown), ("--time-limit", request.time_limit)):
+        if number is not None and math.isnan(number):
+            raise InputError(f"{option} is no number", hint="Give a factor, or seconds; see --help.")
     profiles = tuple(load_profile(name) for name in dict.fromkeys(request.profiles))
     path = request.out or Path(f"{request.name}-{request.version}{SUFFIX}")
     check_writable(path)
     if request.report is not None:
         check_writable(request.report)
+    _check_outputs(request, path)
     # Imported here: they bring numpy and the engine.
     from .latency import read_measurements
     from .targets import target_of
@@ -240,6 +254,30 @@ def _check(request: PackRequest) -> _Plan:
             for profile in profiles
         ),
     )
+
+
+def _check_outputs(request: PackRequest, path: Path) -> None:
+    """What is written must replace nothing that is read, and not each other. Raises `InputError`."""
+    taken = {
+        Path(given).resolve(): what
+        for what, given in (
+            ("the model", request.model),
+            ("the key", request.key),
+            ("the evaluation data", request.evaluation),
+            ("the calibration data", request.calibration),
+            ("the measurements", request.measurements),
+            ("the lineage", request.lineage),
+        )
+        if given is not None
+    }
+    for what, written in (("--out", path), ("--report", request.report), ("--run-log", request.run_log)):
+        if written is None:
+            continue
+        if (found := taken.get(written.resolve())) is not None:
+            raise InputError(
+                f"{what} {written} is {found}, which it would overwrite", hint=f"Name another file by {what}."
+            )
+        taken[written.resolve()] = f"what {what} writes"
 
 
 def _options(request: PackRequest) -> dict[str, Any]:
@@ -357,13 +395,18 @@ def _write_report(told: Mapping[str, Any], path: Path | None) -> None:
         return
     from .report import render_html
 
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(6)}.part")
     try:
-        path.write_text(render_html(told), encoding="utf-8")
+        draft.write_text(render_html(told), encoding="utf-8")
+        draft.replace(path)
     except OSError as error:
         raise StorageError(
             f"no report was written to {path}: {error.strerror or error}",
             hint="Name another file by --report.",
         ) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def _names_of_classes(result: PackResult) -> tuple[str, ...]:
@@ -401,10 +444,10 @@ def _latency_notes(profiles: Sequence[DeviceProfile], objective: Objective, mach
     others = [profile.name for profile in profiles if profile.arch != here]
     if not others:
         return []
-    chose = " and chose the variants" if objective is Objective.LATENCY else ""
+    chose = "; what its profile tells chose the variants" if objective is Objective.LATENCY else ""
     return [
-        f"latency was measured on this machine ({here}){chose}, not on {' or '.join(others)}: "
-        "not verified there; the device's self-test judges it"
+        f"latency was measured on this machine ({here}), not on {' or '.join(others)}: "
+        f"not verified there{chose}; the device's self-test judges it"
     ]
 
 

@@ -18,6 +18,7 @@ from skerry_contract.errors import InputError, ModelError
 from skerry_contract.manifest import TensorSpec
 
 from .datasets import Dataset, match_dataset
+from .doubts import doubt_about_labels
 from .evaluate import Gate
 from .formats import format_of
 from .golden import choose_samples, golden_candidates, golden_inputs, golden_outputs, tolerances
@@ -49,7 +50,7 @@ Data = str | Path | Mapping[str, np.ndarray]
 
 DEFAULT_TIME_LIMIT: Final = 45.0
 """Seconds of processor time for trying variants, after which no search goes on: most models need less."""
-_PATIENCE: Final = 4
+_PATIENCE: Final = 10
 """Times that limit by the clock: a busy machine may take longer, an endless wait may not."""
 
 
@@ -122,7 +123,9 @@ def pack_variants(
     samples = [splits.calibration.feed(row) for row in range(min(3, len(splits.calibration)))]
     prepared = model_format.prepare(path, inspection, samples, targets)
     begin(FP32)
-    judge = Judge(model_format, prepared, splits, Gate(max_drop), task, metric, seed)
+    judge = Judge(
+        model_format, prepared, splits, Gate(max_drop), task, metric, seed, time_limit / DEFAULT_TIME_LIMIT
+    )
     tried: list[VariantResult] = []
 
     def keep(result: VariantResult) -> None:
@@ -158,6 +161,11 @@ def pack_variants(
     golden = _golden(judge, [result for result in tried if result.name in chosen], splits)
     begin("monitoring")
     spec = build_spec(judge.fp32, [splits.calibration, splits.search, splits.held_out], judge.heads[0])
+    doubts = doubt_about_labels(
+        judge.heads[0].name,
+        next((result.held_out.reference for result in tried if result.held_out), None),
+        splits.held_out.labels,
+    )
     progress("done", len(steps), len(steps))
     return PackResult(
         inspection=inspection,
@@ -175,7 +183,7 @@ def pack_variants(
         golden=golden,
         monitoring=spec.to_bytes(),
         splits=splits.info,
-        notes=(*_inspection_notes(inspection), *prepared.notes, *splits.notes, *judge.notes),
+        notes=(*_inspection_notes(inspection), *prepared.notes, *splits.notes, *judge.notes, *doubts),
         preprocessing=source.preprocessing,
         states=loops if splits.held_out.sequences else {},
         class_names=source.class_names,

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import resource
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def main(request: dict[str, Any]) -> None:
@@ -72,6 +74,8 @@ def _confine(limits: dict[str, Any], size: int) -> None:
         # some kernels forbid. Without either, the other limits still hold.
         if libc.unshare(_CLONE_NEWNET) != 0:
             libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+        # A packager that is killed leaves no hostile model running. Last, for a new user namespace resets it.
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _inspect(path: Path, limits: QuarantineLimits) -> ModelInspection:

@@ -44,6 +44,12 @@ BINS: Final = 32
 TAILS: Final = (0.001, 0.01, 0.99, 0.999)
 MAX_CATEGORIES: Final = 31
 EMBEDDING_DIMENSIONS: Final = 64
+MAX_EMBEDDING: Final = 4096
+"""A longer output is a picture or a list of boxes, and its basis more than a small device should hold."""
+_MOST_BYTES: Final = 256 << 20
+"""What is kept of all rows together, about; larger rows are fewer."""
+_NEIGHBOURS: Final = 256
+"""Vectors whose distances are looked at."""
 _IMAGE_CHANNELS: Final = (1, 3, 4)
 _FORMS: Final = {Form.PROBABILITIES: "probabilities", Form.LOGITS: "logits", Form.LABEL: "label"}
 
@@ -52,7 +58,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The reference: inputs and fp32's outputs of every row."""
+    """The reference: inputs and fp32's scored output of every row."""
 
     feeds: tuple[Feed, ...]
     outputs: tuple[Mapping[str, np.ndarray], ...]
@@ -67,13 +73,14 @@ def build_spec(session: Session, datasets: Sequence[Dataset], head: Head) -> Mon
 
     Args:
         session: the fp32 model.
-        datasets: reference data; together at most `MAX_ROWS` rows (or steps) are used, evenly spread.
+        datasets: reference data; together at most `MAX_ROWS` rows (or steps) are used, fewer if they are
+            large, evenly spread.
         head: the output that people look at.
 
     Raises:
         ModelError: the model fails on a row.
     """
-    rows = _collect(session, datasets)
+    rows = _collect(session, datasets, session.output_names[head.output])
     sources = _input_sources(rows)
     prediction = _prediction(session, rows, head)
     embedding = _embedding(session, rows, head)
@@ -99,20 +106,30 @@ def build_spec(session: Session, datasets: Sequence[Dataset], head: Head) -> Mon
     )
 
 
-def _collect(session: Session, datasets: Sequence[Dataset]) -> _Rows:
+def _collect(session: Session, datasets: Sequence[Dataset], scored: str) -> _Rows:
+    limit = _most_rows(session, datasets[0], scored)
     total = sum(data.steps(row) for data in datasets for row in range(len(data)))
     feeds: list[Feed] = []
     outputs: list[Mapping[str, np.ndarray]] = []
     labels: list[float | None] = []
     for data in datasets:
         steps = sum(map(data.steps, range(len(data))))
-        most = steps if total <= MAX_ROWS else MAX_ROWS * steps // total
+        most = steps if total <= limit else max(1, limit * steps // total)
         for moment in moments(session, data, most):
             feeds.append(moment.feed)
-            outputs.append(dict(zip(session.output_names, moment.outputs, strict=True)))
+            outputs.append({scored: moment.outputs[session.output_names.index(scored)]})
             labels.append(_label(data, moment))
     states = frozenset(name for data in datasets if data.memory for name in data.memory.loops.values())
     return _Rows(tuple(feeds), tuple(outputs), tuple(labels), states)
+
+
+def _most_rows(session: Session, data: Dataset, scored: str) -> int:
+    """How many rows may be kept, by the first of them: features are calculated in float64."""
+    first = next(moments(session, data, 1))
+    states = {} if data.memory is None else data.memory.loops
+    kept = sum(first.feed[name].nbytes for name in states.values())
+    kept += 8 * first.outputs[session.output_names.index(scored)].size
+    return int(np.clip(_MOST_BYTES // max(kept, 1), 1, MAX_ROWS))
 
 
 def _label(data: Dataset, moment: Moment) -> float | None:
@@ -280,6 +297,7 @@ def _embedding(session: Session, rows: _Rows, head: Head, seed: int = 0) -> Embe
     if (
         head.metric is not Metric.COSINE
         or len(sizes) != 1
+        or max(sizes) > MAX_EMBEDDING
         or any(not _has_row_axis(out[name]) for out in rows.outputs)
     ):
         return None
@@ -288,9 +306,10 @@ def _embedding(session: Session, rows: _Rows, head: Head, seed: int = 0) -> Embe
     vectors = vectors[np.isfinite(vectors).all(axis=1)]
     if len(vectors) < 2:
         return None
-    some = vectors[:: max(1, len(vectors) // 256)][:256]
-    distances = np.linalg.norm(some[:, None] - some[None], axis=2)[np.triu_indices(len(some), 1)]
-    bandwidth = float(np.median(distances)) or 1.0
+    some = vectors[:: max(1, len(vectors) // _NEIGHBOURS)][:_NEIGHBOURS]
+    # One vector against the rest at a time: all pairs at once are as many vectors as there are pairs.
+    distances = [np.linalg.norm(some[place + 1 :] - some[place], axis=1) for place in range(len(some) - 1)]
+    bandwidth = float(np.median(np.concatenate(distances))) or 1.0
     frequencies, phases = fourier_basis(seed, EMBEDDING_DIMENSIONS, bandwidth, vectors.shape[1])
     norms = np.linalg.norm(vectors, axis=1)
     edges = np.unique(np.quantile(norms, np.linspace(0, 1, 17)))

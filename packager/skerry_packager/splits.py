@@ -47,42 +47,59 @@ def make_splits(
     """Divide rows by the hash of their number and the seed.
 
     With its own calibration data, evaluation rows are halved into search and held-out, and calibration rows
-    whose inputs also occur there are dropped. Without it, a fifth of the evaluation rows calibrates.
+    whose inputs also occur there are dropped. Without it, a fifth of the evaluation rows calibrates. Rows
+    with equal inputs stay in one split: what was searched on has no last word.
 
     Few long sequences are cut into pieces first; the pieces of one sequence stay together as far as possible.
 
     Raises:
-        DataError: too few rows for three splits.
+        DataError: too few rows that differ for three splits, or every calibration row also evaluates.
     """
     notes = [note for data in (evaluation, calibration) if data is not None for note in data.notes]
     evaluation, pieces = cut_sequences(evaluation)
     notes += [pieces] if pieces else []
     source_of = evaluation.numbers if pieces else range(len(evaluation))
-    order = sorted(range(len(evaluation)), key=lambda row: (_rank(seed, source_of[row]), _rank(seed, row)))
+    digests = [evaluation.row_digest(row) for row in range(len(evaluation))]
+    first: dict[bytes, int] = {}
+    alike = [first.setdefault(digest, row) for row, digest in enumerate(digests)]
+    if len(first) < len(evaluation):
+        notes.append(
+            f"{len(evaluation) - len(first)} evaluation rows repeat others: equal rows stay in one split"
+        )
+    order = sorted(
+        range(len(evaluation)), key=lambda row: (_rank(seed, source_of[alike[row]]), _rank(seed, alike[row]))
+    )
     if calibration is None:
-        used = min(most_calibration, max(1, len(order) // 5))
+        used = _border(order, min(most_calibration, max(1, len(order) // 5)), alike)
         calibration_rows, order = order[:used], order[used:]
         source = evaluation
     else:
         source = calibration
-        seen = {evaluation.row_digest(row) for row in range(len(evaluation))}
-        fresh = [row for row in range(len(calibration)) if calibration.row_digest(row) not in seen]
+        fresh = [row for row in range(len(calibration)) if calibration.row_digest(row) not in first]
+        if not fresh:
+            raise DataError(
+                f"all {len(calibration)} calibration rows also are evaluation rows",
+                hint="Calibrate on other rows, or leave --calibration out: then a fifth of the evaluation "
+                "rows calibrates and the others judge.",
+            )
         if len(fresh) < len(calibration):
             notes.append(
                 f"{len(calibration) - len(fresh)} calibration rows also evaluate, and were not calibrated on"
             )
         calibration_rows = sorted(fresh, key=lambda row: _rank(seed, row))[:most_calibration]
-    half = len(order) // 2
+    half = _border(order, len(order) // 2, alike)
     search_rows, held_rows = order[:half][:most_rows], order[half:][:most_rows]
     if not calibration_rows or not search_rows:
+        broken = evaluation.first_not_finite()
         raise DataError(
-            f"{len(evaluation)} evaluation rows do not divide into calibration, search and held-out data",
-            hint="Give more samples (hundreds are good); calibration and evaluation data must differ.",
+            f"{len(evaluation)} evaluation rows, {len(first)} of them different, do not divide into "
+            f"calibration, search and held-out data{broken and ': '}{broken}",
+            hint="Give more samples: hundreds are good.",
         )
     if len(held_rows) < 100:
         what = "sequence" if evaluation.sequences else "row"
         notes.append(
-            f"only {len(held_rows)} held-out {what}s: one {what} is {100 / len(held_rows):.1f} points"
+            f"only {len(held_rows)} held-out {what}s: a small loss cannot be told from chance; give hundreds"
         )
     parts = {
         "calibration": (source, sorted(calibration_rows)),
@@ -147,6 +164,19 @@ def cut_sequences(data: Dataset) -> tuple[Dataset, str]:
         f"{len(data)} sequences were cut into {len(places)} pieces of up to {steps} steps, each begun "
         "without memory, to have something to split; more recordings give figures that are surer"
     )
+
+
+def _border(order: Sequence[int], wanted: int, alike: Sequence[int]) -> int:
+    """The place nearest to `wanted` where `order` is cut between rows that differ; 0 if there is none.
+
+    Args:
+        alike: for each row the first one with the same inputs.
+    """
+    for step in range(len(order)):
+        for place in (wanted + step, wanted - step):
+            if 0 < place < len(order) and alike[order[place]] != alike[order[place - 1]]:
+                return place
+    return 0
 
 
 def _rank(seed: int, row: int) -> bytes:

@@ -51,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="Example: skerry-runtime run --config /etc/skerry/device.toml. Exit codes: 0 done, 1 failed,"
         " 2 command or configuration wrong, 3 no daemon answers. With --json an error is JSON, too.",
     )
-    parser.add_argument("--version", action="version", version=f"skerry-runtime {machine.agent_version()}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"skerry-runtime {machine.agent_version()}",
+        help="print the version",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = _command(
@@ -63,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
         "--log", choices=("auto", "journal", "json", "text"), default="auto",
         help="form of the log: journald's fields, or lines on stderr (default: what suits stderr)",
     )  # fmt: skip
-    run.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
+    run.add_argument(
+        "--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO",
+        help="the lowest level that is said (default: INFO)",
+    )  # fmt: skip
 
     status = _command(
         commands, "status", _lazy("cli_status", "status"), "What runs here, and how it is.",

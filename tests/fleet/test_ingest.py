@@ -33,7 +33,7 @@ from skerry_contract.summary import CLOCK_NONE, Flags, merge
 from skerry_contract.topics import Up
 from skerry_fleet import cursors
 from skerry_fleet.mqtt import Message
-from skerry_fleet.telemetry.ingest import placed_at
+from skerry_fleet.telemetry.clocks import placed_at
 from skerry_fleet.telemetry.specs import References
 
 DAY_MS = 86_400_000

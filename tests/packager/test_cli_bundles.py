@@ -10,6 +10,7 @@ import pytest
 from tests.builders import BundleBuilder, new_signer
 from tests.packager.cli_runner import run
 from tests.packager.packing_inputs import write_inputs
+from tests.tflite_models import dense
 
 from skerry_contract.signing import EcdsaSigner
 
@@ -196,3 +197,12 @@ def test_a_pipe_is_not_read(key: Path, tmp_path: Path) -> None:
     outcome = run("verify", tmp_path / "pipe.skerry", "--key", key, "--json")
     assert outcome.code == 1
     assert outcome.json["error"]["code"] == "bundle.format"
+
+
+def test_a_tflite_model_has_no_opsets_to_show(tmp_path: Path) -> None:
+    path = tmp_path / "dense.tflite"
+    path.write_bytes(dense().data())
+    shown = run("inspect", path)
+    assert shown.code == 0
+    assert "FULLY_CONNECTED 1" in shown.out
+    assert "opsets" not in shown.out

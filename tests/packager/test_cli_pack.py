@@ -104,7 +104,7 @@ def test_latency_of_another_architecture_is_not_claimed(
         "latency was measured on this machine (x86_64), not on raspberry-pi-4: not verified there; "
         "the device's self-test judges it"
     )
-    assert "and chose the variants" in _latency_notes(profiles, Objective.LATENCY, "x86_64")[0]
+    assert "profile tells chose the variants" in _latency_notes(profiles, Objective.LATENCY, "x86_64")[0]
     assert "not on x86-gateway" in _latency_notes(profiles, Objective.SIZE, "arm64")[0]
     assert any("latency was measured" in note for note in packed[0].json["notes"])
     assert not any("latency was measured" in note for note in manifest.evaluation["notes"])
@@ -281,12 +281,15 @@ def test_devices_may_be_told_to_watch_less(inputs: Inputs, tmp_path: Path) -> No
         (["--profile", "x86-gateway", "--max-drop", "5"], 2, "1pt"),
         (["--profile", "x86-gateway", "--security-floor", "9999999"], 2, "floor"),
         (["--profile", "x86-gateway", "--evaluation", "nowhere.npz"], 2, "nowhere.npz"),
+        (["--profile", "x86-gateway", "--release", "99999999999999999999"], 2, "9007199254740991"),
         (["--profile", "x86-gateway", "--out", "/nowhere/x.skerry"], 2, "/nowhere"),
         (["--profile", "x86-gateway", "--run-log", "/nowhere/runs.db"], 2, "/nowhere/runs.db"),
         (["--profile", "x86-gateway", "--password-env", "NO_SUCH_VARIABLE"], 2, "NO_SUCH_VARIABLE"),
         (["--profile", "x86-gateway", "--budget-latency-ms", "0.0001"], 2, "0.001"),
         (["--profile", "x86-gateway", "--budget-size", "0.0001"], 2, "0.001"),
         (["--profile", "x86-gateway", "--budget-ram", "nan"], 2, "nan"),
+        (["--profile", "x86-gateway", "--max-slowdown", "nan"], 2, "--max-slowdown"),
+        (["--profile", "x86-gateway", "--time-limit", "nan"], 2, "--time-limit"),
         (["--profile", "x86-gateway", "--budget-latency-ms", "inf"], 2, "inf"),
         (["--profile", "x86-gateway", "--labels", "a,b,c"], 2, "4 classes"),
     ],
@@ -299,6 +302,39 @@ def test_what_is_wrong_is_said(
     assert outcome.code == code, outcome.text
     assert named in outcome.text
     assert not list(tmp_path.glob("*.skerry"))
+
+
+@pytest.mark.parametrize(
+    ("option", "read", "what"),
+    [
+        ("--out", "model", "the model"),
+        ("--out", "key", "the key"),
+        ("--out", "evaluation", "the evaluation data"),
+        ("--report", "calibration", "the calibration data"),
+        ("--run-log", "model", "the model"),
+    ],
+)
+def test_what_is_read_is_never_overwritten(
+    inputs: Inputs, tmp_path: Path, option: str, read: str, what: str
+) -> None:
+    target: Path = getattr(inputs, read)
+    (tmp_path / "alias").symlink_to(target)
+    before = target.read_bytes()
+    base = inputs.arguments("--profile", "x86-gateway", "--out", tmp_path / "x.skerry")
+    for path in (target, tmp_path / "alias"):
+        outcome = run(*base, option, path)
+        assert outcome.code == 2, outcome.text
+        assert f"is {what}, which it would overwrite" in outcome.text
+        assert option in outcome.text.partition("→")[2]
+    assert target.read_bytes() == before
+
+
+def test_what_is_written_goes_to_different_files(inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "x.skerry"
+    outcome = run(*inputs.arguments("--profile", "x86-gateway", "--out", out, "--report", out))
+    assert outcome.code == 2, outcome.text
+    assert "what --out writes" in outcome.text
+    assert not out.exists()
 
 
 def test_a_file_that_is_no_model_is_refused(inputs: Inputs, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from skerry_packager.splits import make_splits
 
 IMAGE = TensorInfo(name="image", dtype="float32", shape=("N", 1, 8, 8))
 STATE = TensorInfo(name="state", dtype="float32", shape=(2, None, 128))
+VECTOR = TensorInfo(name="x", dtype="float32", shape=("N", 4))
 RATE = TensorInfo(name="sr", dtype="int64", shape=())
 
 
@@ -114,9 +115,27 @@ def test_rows_that_evaluate_never_calibrate() -> None:
     assert any("20 calibration rows also evaluate" in note for note in splits.notes)
 
 
+def test_equal_rows_stay_in_one_split() -> None:
+    rows = np.repeat(plain(60).inputs["x"], 5, axis=0)
+    splits = make_splits(None, match_dataset({"x": rows}, [VECTOR]))
+    parts = (splits.calibration, splits.search, splits.held_out)
+    seen = [{part.row_digest(row) for row in range(len(part))} for part in parts]
+    assert not seen[0] & seen[1]
+    assert not seen[1] & seen[2]
+    assert not seen[0] & seen[2]
+    assert sum(map(len, parts)) == 300
+    assert [len(part) for part in parts] == [60, 120, 120]
+    assert any("240 evaluation rows repeat others" in note for note in splits.notes)
+
+
+def test_rows_that_are_all_the_same_are_refused() -> None:
+    with pytest.raises(DataError, match="200 evaluation rows, 1 of them different, do not divide"):
+        make_splits(None, match_dataset({"x": np.ones((200, 4), np.float32)}, [VECTOR]))
+
+
 def test_too_few_rows_are_refused_and_few_are_noted() -> None:
     with pytest.raises(DataError, match="do not divide"):
         make_splits(None, plain(2))
-    with pytest.raises(DataError, match="do not divide"):
+    with pytest.raises(DataError, match="all 40 calibration rows also are evaluation rows"):
         make_splits(plain(40), plain(40))
     assert any("only 8 held-out rows" in note for note in make_splits(None, plain(20)).notes)

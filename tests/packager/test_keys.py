@@ -27,6 +27,7 @@ def test_the_private_key_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert not keys.open_to_others(pair.private_path)
     pair.private_path.chmod(0o640)
     assert keys.open_to_others(pair.private_path)
+    assert not keys.open_to_others(pair.public_path), "a public key is for everybody"
 
 
 def test_an_encrypted_key_opens_with_its_password_only(tmp_path: Path) -> None:

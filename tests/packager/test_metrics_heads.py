@@ -44,6 +44,20 @@ def test_labels_may_be_left_aside() -> None:
     assert heads == (Head(0, Metric.SQNR),), "an output of whole numbers has no noise"
 
 
+def test_dense_outputs_are_taken_as_one_vector_a_row() -> None:
+    masks: Rows = [[RNG.random((1, 4, 4, 1)).astype(np.float32)] for _ in range(6)]
+    assert head(masks, None, "cosine")[1] == Head(0, Metric.COSINE)
+    assert head(masks, None, "sqnr")[1] == Head(0, Metric.SQNR)
+    assert head(masks, np.stack([row[0][0] for row in masks]), "mae")[1] == Head(0, Metric.MAE)
+    found = head(masks, None, "top1-agreement")[1]
+    assert found == Head(0, Metric.AGREEMENT, Form.BINARY_PROBABILITY)
+    mask = np.array([[0.9, 0.55, 0.2]], np.float32).reshape(1, 3, 1)
+    other = np.array([[0.8, 0.45, 0.3]], np.float32).reshape(1, 3, 1)
+    score = score_row(found, mask, other, None)
+    assert score.candidate == pytest.approx(2 / 3)
+    assert score.drop == pytest.approx(0.1 / 3), "a near tie that flips loses little"
+
+
 @pytest.mark.parametrize(
     ("samples", "labels", "metric", "says"),
     [
@@ -51,6 +65,7 @@ def test_labels_may_be_left_aside() -> None:
         (LOGITS, None, "f1", "the metric f1 needs labels, and the data has none"),
         (LABEL, CLASSES, "auc", "the metric auc needs scores, and output 'o0' tells the class alone"),
         (SIGMOID, CLASSES * 1.5, "accuracy", "the metric accuracy does not fit"),
+        (SIGMOID, None, "cosine", "the metric cosine fits none of the outputs"),
         (LABEL, None, "cosine", "the metric cosine fits none of the outputs"),
         (LOGITS, None, "no_such_module:f", "cannot be imported"),
         (LOGITS, None, "math:nothing", "has no function 'nothing'"),
@@ -111,3 +126,31 @@ def test_a_function_gets_all_labels_and_all_outputs(tmp_path: Path, monkeypatch:
     for name, says in (("broken", "failed: KeyError"), ("endless", "returned nan")):
         with pytest.raises(DataError, match=says):
             result(name)
+
+
+@pytest.mark.parametrize(
+    ("rows", "noise", "least", "most"),
+    [
+        (50, 0.001, 0.0, 0.001),
+        (50, 0.2, 0.02, 0.06),
+        (2000, 0.2, 0.001, 0.002),
+    ],
+    ids=["outputs as before", "outputs changed", "outputs changed, many rows"],
+)
+def test_where_a_function_sees_no_change_the_outputs_have_a_say(
+    rows: int, noise: float, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a pitch that is right within half a tone in all of 50 rows: rare mistakes are not seen."""
+    name = f"blind_{rows}_{int(noise * 1000)}"
+    (tmp_path / f"{name}.py").write_text("def right(labels, outputs):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(2)
+    wanted: Rows = [[rng.normal(size=(1, 4)).astype(np.float32)] for _ in range(rows)]
+    _, (found,) = choose_heads(wanted, None, ["pitch"], None, f"{name}:right")
+    scores = [
+        score_row(found, found.pick(row), found.pick([row[0] + noise * rng.normal(size=(1, 4))]), None)
+        for row in wanted
+    ]
+    result = combine(found, scores, None, 0)
+    assert result.drop == 0
+    assert least <= result.drop_bound <= most

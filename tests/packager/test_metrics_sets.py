@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,9 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from skerry_contract.errors import DataError
 from skerry_packager.metrics import Form, Head, HeadResult, Metric, combine, score_row
-from skerry_packager.metrics.sets import auc_of, f1_of
+from skerry_packager.metrics.custom import CustomMetric
+from skerry_packager.metrics.scores import Kept
+from skerry_packager.metrics.sets import auc_of, custom_result, f1_of
 
 
 def rows_of(values: np.ndarray) -> list[np.ndarray]:
@@ -32,11 +36,10 @@ def test_f1_equals_scikit_learns(seed: int, classes: int, rows: int) -> None:
     truth, answer = rng.integers(0, classes, (2, rows))
     weights = rng.integers(0, 3, (3, rows)).astype(float)
     weights[0] = 1
+    weights[:, 0] += weights.sum(axis=1) == 0  # a resample draws something
     found = f1_of(rows_of(truth), rows_of(answer))[0](weights)
     for weight, value in zip(weights.astype(int), found, strict=True):
         drawn = np.repeat(np.arange(rows), weight)
-        if not len(drawn):
-            continue
         average = "binary" if max(truth.max(), answer.max()) <= 1 else "macro"
         want = f1_score(truth[drawn], answer[drawn], average=average, zero_division=0)
         assert value == pytest.approx(want, abs=1e-9)
@@ -120,3 +123,41 @@ def test_the_steps_of_a_sequence_are_scored_together_and_resampled_together() ->
 def test_auc_of_one_class_is_refused() -> None:
     with pytest.raises(DataError, match="at least two classes"):
         judged(Head(0, Metric.AUC, Form.BINARY_LOGIT), np.ones((5, 1)), np.ones((5, 1)), np.ones(5, int))
+
+
+def test_f1_without_any_flip_tells_the_exact_bound() -> None:
+    labels = np.arange(40) % 2
+    scores = np.where(labels, 0.9, 0.1).astype(np.float32)[:, None]
+    found = judged(Head(0, Metric.F1, Form.BINARY_PROBABILITY), scores, scores * 0.99, labels)
+    assert found.drop_bound == 0
+    assert found.exact_bound == pytest.approx(1 - 0.05 ** (1 / 40))
+
+
+def custom(function: Callable[..., float]) -> CustomMetric:
+    return CustomMetric(name="mine:score", function=function, outputs=("scores",), lower_is_better=False)
+
+
+def test_a_function_that_is_a_mean_over_rows_is_called_once_a_row_and_bounded_the_same() -> None:
+    """Whole outputs may be gigabytes: resampling their numbers gives the same bound."""
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 4, 80)
+    reference, candidate = rng.random((2, 80, 4))
+    kept = [
+        Kept(truth=np.array(label), reference=(one[None],), candidate=(other[None],))
+        for label, one, other in zip(truth, reference, candidate, strict=True)
+    ]
+    calls = []
+
+    def mean_hit(labels: np.ndarray, outputs: Mapping[str, np.ndarray]) -> float:
+        calls.append(len(labels))
+        return float((outputs["scores"].argmax(-1) == labels).mean())
+
+    def not_a_mean(labels: np.ndarray, outputs: Mapping[str, np.ndarray]) -> float:
+        # The same value wherever many rows are given, and none for one.
+        if len(labels) == 1:
+            raise ValueError("one row says nothing")
+        return float((outputs["scores"].argmax(-1) == labels).mean())
+
+    quick = custom_result(custom(mean_hit), kept, 0)
+    assert len(calls) == 2 + 2 * 80, "once for all rows and once a row, for both models"
+    assert quick == pytest.approx(custom_result(custom(not_a_mean), kept, 0))

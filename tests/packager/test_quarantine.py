@@ -1,8 +1,10 @@
-"""First load of hostile model files: attack IDs M1 to M9 and M11, at packaging."""
+"""First load of hostile model files: attack IDs M1 to M7 and M9 to M11, at packaging."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.packager.onnx_models import Value, gemm_model
+from tests.waiting import wait_until
 
 from skerry_contract.errors import ModelError
 from skerry_packager.inspect import inspect_model
@@ -155,7 +158,8 @@ def test_m6_a_tiny_model_that_asks_for_256_gib_is_refused(tmp_path: Path) -> Non
         inspect_model(path, QUICK)
 
 
-def test_m7_an_endless_loop_ends_at_the_limit(tmp_path: Path) -> None:
+def endless_model(folder: Path) -> Path:
+    """A loop of 10^15 rounds."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_on"]),
@@ -174,9 +178,13 @@ def test_m7_an_endless_loop_ends_at_the_limit(tmp_path: Path) -> None:
         helper.make_node("Constant", [], ["count"], value=count),
         helper.make_node("Loop", ["count", "", "x"], ["p"], body=body),
     ]
+    return write(folder, nodes)
+
+
+def test_m7_an_endless_loop_ends_at_the_limit(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(ModelError, match="did not load and run once"):
-        inspect_model(write(tmp_path, nodes), QuarantineLimits(wall_seconds=30, cpu_seconds=2))
+        inspect_model(endless_model(tmp_path), QuarantineLimits(wall_seconds=30, cpu_seconds=2))
     assert time.monotonic() - start < 30
 
 
@@ -231,8 +239,6 @@ def test_the_child_inherits_no_secret(tmp_path: Path, monkeypatch: pytest.Monkey
     """The environment of the child is an allow-list; the probe's process is gone afterwards."""
     monkeypatch.setenv("SKERRY_TEST_SECRET", "hunter2")
     seen: list[dict[str, str]] = []
-    import subprocess
-
     real = subprocess.Popen
 
     def spy(*args: object, **kwargs: object) -> object:
@@ -247,6 +253,19 @@ def test_the_child_inherits_no_secret(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "SKERRY_TEST_SECRET" not in seen[0]
 
 
+def test_m7_a_packager_that_is_killed_leaves_no_endless_loop_behind(tmp_path: Path) -> None:
+    path = endless_model(tmp_path)
+    program = "import sys; from skerry_packager.inspect import inspect_model; inspect_model(sys.argv[1])"
+    packager = subprocess.Popen([sys.executable, "-c", program, str(path)])
+    children = Path(f"/proc/{packager.pid}/task/{packager.pid}/children")
+    wait_until(lambda: children.read_text().split() != [], "the child starts")
+    child = Path("/proc") / children.read_text().split()[0]
+    wait_until(lambda: "onnxruntime" in (child / "maps").read_text(), "the child loads the engine")
+    packager.kill()
+    packager.wait()
+    wait_until(lambda: not child.exists() or "State:\tZ" in (child / "status").read_text(), "the child ends")
+
+
 def test_a_file_that_changes_after_its_inspection_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(gemm_model().SerializeToString())
@@ -256,8 +275,8 @@ def test_a_file_that_changes_after_its_inspection_is_refused(tmp_path: Path) -> 
         load_approved(path, approved)
 
 
-def test_mutated_models_never_take_the_caller_down(tmp_path: Path) -> None:
-    """M10: byte flips either give a model that runs or one clear error."""
+def test_m10_mutated_models_never_take_the_caller_down(tmp_path: Path) -> None:
+    """Byte flips either give a model that runs or one clear error."""
     data = bytearray(gemm_model().SerializeToString())
     rng = np.random.default_rng(5)
     refused = 0

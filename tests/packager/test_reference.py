@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -148,6 +149,42 @@ def test_embeddings_carry_fourier_means_and_norms() -> None:
     assert max(map(abs, spec.embedding.mean)) <= 1
     assert sum(spec.embedding.norm_probabilities) == pytest.approx(1)
     assert parse_spec(spec.to_bytes()) == spec
+
+
+def product(columns: int) -> tuple[object, Array]:
+    """``p = x w``, and w."""
+    weights = np.random.default_rng(0).normal(size=(64, columns)).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["p"])
+    return build([node], {"w": weights}, outputs=[Value("p", TensorProto.FLOAT, ["N", columns])]), weights
+
+
+def learnt_in(model: object, rows: Array) -> tuple[MonitoringSpec, int]:
+    """What is learnt of the cosine of the output, and the peak of bytes that it takes."""
+    tracemalloc.start()
+    spec = learn(model, {"x": rows}, ("N", 64), Head(0, Metric.COSINE))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return spec, peak
+
+
+def test_a_dense_output_is_no_embedding() -> None:
+    """All pairs of 256 such vectors would be 4 GiB."""
+    model, _ = product(8192)
+    spec, peak = learnt_in(model, np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32))
+    assert spec.embedding is None
+    assert peak < 64 << 20
+    assert spec.features
+
+
+def test_the_distances_of_embeddings_are_not_all_kept_at_once() -> None:
+    rows = np.random.default_rng(1).normal(size=(256, 64)).astype(np.float32)
+    model, weights = product(1024)
+    spec, peak = learnt_in(model, rows)
+    assert peak < 64 << 20, "all pairs together are half a gigabyte"
+    assert spec.embedding is not None
+    vectors = (rows @ weights).astype(np.float64)
+    pairs = [np.linalg.norm(vectors[row + 1 :] - vectors[row], axis=1) for row in range(255)]
+    assert spec.embedding.bandwidth == pytest.approx(float(np.median(np.concatenate(pairs))), rel=1e-5)
 
 
 def test_nan_in_the_data_is_a_null_rate() -> None:

@@ -86,6 +86,29 @@ def test_it_says_everything_that_decides() -> None:
         assert said in text, said
 
 
+def test_a_bound_below_the_loss_says_what_it_is_about() -> None:
+    document = rich_document()
+    assert "by the odds" not in Reader(render_html(document)).text
+    chosen = next(row for row in document["variants"] if row["name"] == "int8-store")
+    chosen.update(held_out_drop=0.0125, held_out_bound=0.0022)
+    text = Reader(render_html(document)).text
+    assert "held-out +1.25 pt, ≤ +0.22 pt by the odds, 400 rows" in text
+    assert "the bound how likely they were to flip either way" in text
+    lines = render_text(document, 80, ASCII)
+    assert any(line.endswith("+1.25 pt, <= +0.22 pt odds") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_scores_of_search_rows_are_marked_where_others_are_of_held_out_rows() -> None:
+    document = rich_document()
+    failed = next(row for row in document["variants"] if row["name"] == "qdq-s8s8")
+    assert failed["held_out_score"] is None
+    rows = re.findall(r'<tr id="variant-.*?</tr>', render_html(document), re.DOTALL)
+    marked = {re.search(r'scope="row">([\w-]+)', row)[1] for row in rows if "search rows" in row}  # type: ignore[index]
+    assert "qdq-s8s8" in marked
+    assert "int8-store" not in marked
+
+
 def test_a_page_at_pack_time_and_one_from_the_log_are_the_same(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "runs.db")
     number = log.record(run())

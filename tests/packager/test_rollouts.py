@@ -363,7 +363,10 @@ def test_fp32_settles_on_a_power_of_two_of_rows_spread_over_all() -> None:
     fast = Reference(Session(model), data, "search")
     assert fast.settle(1000) == []
     assert fast.rows(16) == kept[:16], "a trial takes the first of the same rows"
-    assert fast.settle(64) == ["search: 64 of 1000 rows judge, for one inference takes much work"]
+    assert fast.settle(64) == [
+        "search: 64 of 1000 rows judge, for one inference takes much work: "
+        "a longer --time-limit lets more of them judge"
+    ]
     assert fast.rows() == kept[:64] if len(kept) >= 64 else fast.rows()[: len(kept)] == kept
 
 

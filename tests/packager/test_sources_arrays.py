@@ -99,6 +99,7 @@ def test_an_endless_stream_is_cut_by_the_memory_and_a_long_one_thinned(
         ("def rows():\n    yield np.zeros(4)\n    yield np.zeros(5)\n", r"row 1 has shape \[5\]"),
         ("def rows():\n    yield {'x': 1}\n    yield {'z': 1}\n", r"row 1 has \['z'\]"),
         ("def rows():\n    yield from ()\n", "yields no row"),
+        ("def rows():\n    raise SystemExit(0)\n", "failed: SystemExit: 0"),
     ],
 )
 def test_a_function_that_misbehaves_is_named(

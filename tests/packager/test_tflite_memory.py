@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tests import tflite_models
 from tests.real_models import ROOT, real_model
 
 from skerry_contract.limits import MIB
+from skerry_packager.memory import probe
 from skerry_packager.tflite.memory import predict_memory
 
 MODULES = "mediapipe/mediapipe/modules"
@@ -71,3 +73,10 @@ def test_no_upper_bound_where_the_file_does_not_know_its_shapes() -> None:
     lower, upper = predict_memory(tflite_models.hungry().data())
     assert 28 * MIB < lower < 29 * MIB
     assert upper == 0
+
+
+def test_what_it_executes_is_known_so_that_the_number_of_judging_rows_is() -> None:
+    """Not how many this machine manages in a given time."""
+    source = real_model(MODELS[0]).read_bytes()
+    found = probe(source, {"input_1": np.zeros((1, 64, 64, 3), np.float32)}, "tflite", runs=1)
+    assert 5e7 < sum(each.flops for each in found.operations) < 5e8

@@ -97,7 +97,9 @@ def test_hello_presence_and_report_say_who_is_there(device: Device, headquarters
 
     hello = first(Up.HELLO)
     assert hello["epoch"] == 1
-    assert hello["engines"] == [{"name": "onnx", "version": device.status()["engines"]["onnx"]}]
+    engines = device.status()["engines"]
+    assert set(engines) == {"onnx", "tflite"}
+    assert hello["engines"] == [{"name": name, "version": engines[name]} for name in engines]
     assert first(Up.STATE) == {"state": "online", "epoch": 1, "until": 0}
     assert device.stop() == 0
     wait_until(lambda: states()[-1] == "offline", "the end")

@@ -15,6 +15,8 @@ from .tables import audit, event
 from .views import AuditRow, EventRow
 
 GENESIS: Final = "0" * 64
+REPAIR_MS: Final = 2_000
+"""A time that is wrong by less stays."""
 
 
 def append_audit(
@@ -62,6 +64,22 @@ def add_events(db: sa.Connection, rows: Iterator[Mapping[str, Any]]) -> None:
     listed = [dict(row) for row in rows]
     if listed:
         db.execute(event.insert(), listed)
+
+
+def repair_times(db: sa.Connection, device: str, boot: str, *, upto_mono_ms: int, offset_ms: int) -> int:
+    """Of a device's events of one boot, up to a time since that boot: the wall time follows from the offset.
+
+    What the device's clock said stays in ``wall_ms``.
+    """
+    right = event.c.mono_ms + offset_ms
+    moved = db.execute(
+        event.update()
+        .where(event.c.device == device, event.c.boot == boot, event.c.source == "device")
+        .where(event.c.mono_ms <= upto_mono_ms)
+        .where(sa.or_(~event.c.clock_ok, sa.func.abs(event.c.at_ms - right) > REPAIR_MS))
+        .values(at_ms=right, clock_ok=True)
+    )
+    return int(moved.rowcount)
 
 
 def event_page(db: sa.Connection, *, device: str | None, before: int | None, limit: int) -> list[EventRow]:

@@ -5,7 +5,7 @@ Both are written in the transaction of what they tell, so neither exists without
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ from ..db import Database
 from . import repository
 from .views import AuditRow, EventRow
 
+Placed = tuple[int, bool]
+"""Milliseconds since 1970, and whether that is more than the time of arrival."""
 FLEET: Final = "fleet"
 """The actor of what the server does by itself."""
 
@@ -68,12 +70,20 @@ class Journal:
             data=data or {},
             error=error,
         )
-        repository.add_events(db, iter([_row(told, device, FLEET, now)]))
+        repository.add_events(db, iter([_row(told, device, FLEET, now, (now, True))]))
 
-    def device_events(self, db: sa.Connection, device: str, events: Iterable[Event]) -> None:
-        """Events that a device sent."""
+    def device_events(
+        self, db: sa.Connection, device: str, events: Iterable[Event], placed: Callable[[Event], Placed]
+    ) -> None:
+        """Events that a device sent; ``placed`` says when each happened."""
         now = self._clock.now_ms()
-        repository.add_events(db, (_row(told, device, "device", now) for told in events))
+        repository.add_events(db, (_row(told, device, "device", now, placed(told)) for told in events))
+
+    def repair_times(
+        self, db: sa.Connection, device: str, boot: str, *, upto_mono_ms: int, offset_ms: int
+    ) -> int:
+        """A device's clock was set: place what it told of that boot before; returns how many moved."""
+        return repository.repair_times(db, device, boot, upto_mono_ms=upto_mono_ms, offset_ms=offset_ms)
 
     def events(
         self, *, device: str | None = None, cursor: str | None = None, limit: int = 100
@@ -100,7 +110,7 @@ class Journal:
         return AuditCheck(intact=broken is None, first_broken=broken)
 
 
-def _row(told: Event, device: str, source: str, now: int) -> dict[str, Any]:
+def _row(told: Event, device: str, source: str, now: int, placed: Placed) -> dict[str, Any]:
     return {
         "device": device,
         "kind": told.kind[:200],
@@ -113,4 +123,8 @@ def _row(told: Event, device: str, source: str, now: int) -> dict[str, Any]:
         "data": dict(told.data),
         "error_code": told.error.code if told.error else "",
         "error_message": told.error.message if told.error else "",
+        "mono_ms": told.mono_ms,
+        "clock_quality": told.clock_quality,
+        "at_ms": placed[0],
+        "clock_ok": placed[1],
     }

@@ -31,6 +31,11 @@ class EventRow:
     source: str
     received_ms: int
     wall_ms: int
+    """As the clock of who reports it said."""
+    at_ms: int
+    """When it happened, as far as is known: repaired if that clock was set later."""
+    clock_ok: bool
+    """False: all that is known is when it arrived."""
     model: str
     digest: str
     data: Mapping[str, Any]

@@ -55,7 +55,7 @@ class DayFiles:
             raise _storage_error(f"{folder} cannot be made", error) from error
 
     def today(self) -> str:
-        return _day_of(self._clock.now_ms())
+        return day_of(self._clock.now_ms())
 
     def days(self) -> list[str]:
         """Newest first."""
@@ -99,7 +99,7 @@ class DayFiles:
 
     def prune(self) -> list[str]:
         """Unlink the files that are past retention; returns their days."""
-        oldest = _day_of(self._clock.now_ms() - self._keep_ms)
+        oldest = day_of(self._clock.now_ms() - self._keep_ms)
         with self._lock:
             gone = [day for day in self.days() if day < oldest and day != self._day]
             for day in gone:
@@ -190,7 +190,8 @@ def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         raise
 
 
-def _day_of(ms: int) -> str:
+def day_of(ms: int) -> str:
+    """Name of the file of a time (UTC)."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d")
 
 

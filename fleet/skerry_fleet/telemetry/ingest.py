@@ -31,7 +31,7 @@ from skerry_contract.messages import (
     decode,
     encode,
 )
-from skerry_contract.summary import CLOCK_NONE, WindowSummary, check
+from skerry_contract.summary import CLOCK_NONE, check
 from skerry_contract.summary import decode as decode_summary
 from skerry_contract.topics import Down, Up
 
@@ -40,8 +40,9 @@ from ..db import Database
 from ..devices import repository as devices_repository
 from ..governance.service import Journal
 from ..mqtt import Message, Receipt
-from . import repository
-from .days import DAY_MS, DayFiles
+from . import clocks, repository
+from .clocks import Offset, placed_at
+from .days import DAY_MS, DayFiles, day_of
 from .repository import NewWindow, Refused
 from .specs import References
 from .tables import event_mark
@@ -88,6 +89,8 @@ class _Batch:
     marks: dict[_Stream, int] = field(default_factory=dict)
     touched: dict[_Stream, None] = field(default_factory=dict)
     """Streams to be acknowledged, moved or not, in the order of arrival."""
+    repairs: dict[tuple[str, str], Offset] = field(default_factory=dict)
+    """By device and boot: windows of that boot are to be placed anew."""
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -120,11 +123,13 @@ class Ingest:
         self._waiting: queue.Queue[Message | None] = queue.Queue()
         self._stop = threading.Event()
         self._marks: dict[_Stream, int] = {}
+        self._offsets: dict[tuple[str, str], int | None] = {}
+        """By device and boot, of clocks that were not set."""
         self._complained: dict[str, int] = {}
         """When each device's refusals were last logged."""
         self._thread: threading.Thread | None = None
         self.counts: Counter[str] = Counter()
-        """Since the start: windows, events, duplicate, gap, refused, dropped."""
+        """Since the start: windows, events, duplicate, gap, refused, dropped, repaired."""
 
     def deliver(self, message: Message) -> None:
         """Never blocks, never raises."""
@@ -210,8 +215,9 @@ class Ingest:
             self._commit_events(batch)
         if batch.marks:
             self._commit_day(batch)
-        if len(self._marks) > _MARKS_KEPT:
-            self._marks.clear()
+        for kept in (self._marks, self._offsets):
+            if len(kept) > _MARKS_KEPT:
+                kept.clear()
         self._marks.update(batch.marks)
         self.counts.update(batch.counts)
         if batch.windows:
@@ -294,7 +300,9 @@ class Ingest:
         reference = self._references.find(summary.bundle)
         check(summary, reference.spec, reference.spec_hash)
         now = self._clock.now_ms()
-        at_ms, clock_ok = placed_at(summary, now)
+        boot = summary.boot.hex()
+        offset = self._offset(device, boot) if summary.clock_quality == CLOCK_NONE else None
+        at_ms, clock_ok = placed_at(summary, now, offset)
         return NewWindow(
             device=device,
             stream=frame.stream,
@@ -303,7 +311,7 @@ class Ingest:
             model=reference.model,
             version=reference.version,
             digest=reference.digest,
-            boot=summary.boot.hex(),
+            boot=boot,
             seq=summary.seq,
             at_ms=at_ms,
             clock_ok=clock_ok,
@@ -327,6 +335,13 @@ class Ingest:
             body=frame.body,
         )
 
+    def _offset(self, device: str, boot: str) -> int | None:
+        if (device, boot) not in self._offsets:
+            with self._db.read() as db:
+                found = clocks.offset_of(db, device, boot)
+            self._offsets[device, boot] = found.offset_ms if found else None
+        return self._offsets[device, boot]
+
     def _mark(self, stream: _Stream) -> int:
         if stream not in self._marks:
             with self._days.write() as db:
@@ -344,8 +359,38 @@ class Ingest:
                     db.execute(event_mark.insert().values(device=device, stream=stream.hex(), seq=last))
                 elif done < last:
                     db.execute(event_mark.update().where(key).values(seq=last))
-                if done is None or done < last:
-                    self._journal.device_events(db, device, events)
+                is_new = done is None or done < last
+                if is_new:
+                    self._add_events(db, device, events)
+                self._note_offsets(db, device, events, batch, is_new=is_new)
+
+    def _add_events(self, db: sa.Connection, device: str, events: Iterable[Event]) -> None:
+        now = self._clock.now_ms()
+        unset = {event.boot for event in events if event.clock_quality == CLOCK_NONE}
+        offsets = {boot: clocks.offset_of(db, device, boot) for boot in unset}
+
+        def placed(event: Event) -> tuple[int, bool]:
+            offset = offsets.get(event.boot)
+            return clocks.event_at(event, now, offset.offset_ms if offset else None)
+
+        self._journal.device_events(db, device, events, placed)
+
+    def _note_offsets(
+        self, db: sa.Connection, device: str, events: Iterable[Event], batch: _Batch, *, is_new: bool
+    ) -> None:
+        """A clock was set: its events move at once, its windows with the next commit (again, after a kill
+        between the two)."""
+        now = self._clock.now_ms()
+        for event in events:
+            offset = clocks.read_offset(event, now)
+            if offset is None:
+                continue
+            if is_new and clocks.save_offset(db, device, offset, now):
+                batch.counts["repaired"] += self._journal.repair_times(
+                    db, device, offset.boot, upto_mono_ms=offset.mono_ms, offset_ms=offset.offset_ms
+                )
+            if clocks.offset_of(db, device, offset.boot) == offset:
+                batch.repairs[device, offset.boot] = offset
 
     def _commit_day(self, batch: _Batch) -> None:
         today = self._days.today()
@@ -354,19 +399,21 @@ class Ingest:
             if day != today:
                 with self._days.write(day) as db:
                     _remove(db, batch)
+        for (device, boot), offset in batch.repairs.items():
+            self._offsets[device, boot] = offset.offset_ms
+            # No window of a boot can have come before the boot.
+            since = day_of(max(0, min(offset.offset_ms, self._clock.now_ms()) - DAY_MS))
+            for day in self._days.days():
+                if since <= day != today:
+                    with self._days.write(day) as db:
+                        batch.counts["repaired"] += clocks.repair_windows(db, device, offset)
         with self._days.write() as db:
             _remove(db, batch)
             repository.add_windows(db, batch.windows)
+            for (device, _), offset in batch.repairs.items():
+                batch.counts["repaired"] += clocks.repair_windows(db, device, offset)
             repository.add_refused(db, batch.refused)
             repository.move_marks(db, batch.marks, self._clock.now_ms())
-
-
-def placed_at(summary: WindowSummary, received_ms: int) -> tuple[int, bool]:
-    """Where a window lies in time, and whether its device's clock said so. A clock that was never set, or is
-    ahead of ours by more than a day, is not believed; then the window ended when it arrived."""
-    if summary.clock_quality != CLOCK_NONE and summary.start_utc_ms <= received_ms + DAY_MS:
-        return summary.start_utc_ms, True
-    return max(0, received_ms - summary.duration_ms), False
 
 
 def _remove(db: sqlite3.Connection, batch: _Batch) -> None:

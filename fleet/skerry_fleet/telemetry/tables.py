@@ -20,6 +20,18 @@ event_mark = sa.Table(
     comment="up to where the events of a device's outbox are in the event table; moved with them",
 )
 
+clock_offset = sa.Table(
+    "clock_offset",
+    metadata,
+    sa.Column("device", sa.Text, primary_key=True),
+    sa.Column("boot", sa.Text, primary_key=True),
+    sa.Column("offset_ms", sa.BigInteger, nullable=False, comment="milliseconds since 1970 at the boot"),
+    sa.Column("mono_ms", sa.BigInteger, nullable=False, comment="since boot, when it was measured"),
+    sa.Column("records", sa.Integer, nullable=False, comment="how often it was told anew"),
+    sa.Column("received_ms", sa.BigInteger, nullable=False),
+    comment="by which the times of a boot are repaired",
+)
+
 DAY_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS window (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -33,7 +45,7 @@ CREATE TABLE IF NOT EXISTS window (
     version TEXT NOT NULL,
     digest TEXT NOT NULL,
     at_ms INTEGER NOT NULL,      -- where the window is placed in time
-    clock_ok INTEGER NOT NULL,   -- 1: at_ms is the device's own time; 0: reckoned from the arrival
+    clock_ok INTEGER NOT NULL,   -- 1: by the device's clock, or repaired; 0: reckoned from the arrival
     duration_ms INTEGER NOT NULL,
     flags INTEGER NOT NULL,
     rows INTEGER NOT NULL,

@@ -142,7 +142,7 @@ def _show_model(model: ModelInspection) -> None:
             ("model", f"{model.file_name} ({model.format})"),
             ("digest", f"sha256:{model.sha256}"),
             ("size", console.size(model.size_bytes)),
-            ("IR, opsets", f"{model.ir}; {opsets}"),
+            ("IR, opsets", f"{model.ir}; {opsets}" if opsets else ""),
             ("producer", model.producer),
             ("inputs", "; ".join(f"{info.name} {info.dtype} {_shape(info.shape)}" for info in model.inputs)),
             (

@@ -152,7 +152,7 @@ _STEPS: Final = {
     type=duration,
     metavar="TIME",
     help="Processor time after which no search for a mixture of precisions goes on: 90s, 10m; 45s if not "
-    "given.",
+    "given. With more of it more rows judge a slow model.",
 )
 @click.option(
     "--report",

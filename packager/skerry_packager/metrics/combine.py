@@ -10,7 +10,7 @@ import numpy as np
 from .bounds import bootstrap_bound, exact_bound, sparse_bound
 from .disagreement import expected_losses
 from .heads import Form, Head, Metric
-from .scores import RowScore
+from .scores import Kept, RowScore
 from .sets import auc_of, custom_result, f1_of, paired_bound
 
 
@@ -59,7 +59,8 @@ def _figures(
     """fp32's value, the candidate's, the drop and its bound."""
     kept = [row.kept for row in rows if row.kept is not None]
     if head.metric is Metric.CUSTOM and head.custom is not None:
-        return custom_result(head.custom, kept, seed)
+        before, after, drop, bound, blind = custom_result(head.custom, kept, seed)
+        return before, after, drop, max(bound, _second_opinion(head, rows, seed)) if blind else bound
     if head.metric in (Metric.F1, Metric.AUC):
         measure = f1_of if head.metric is Metric.F1 else auc_of
         truths = [row.truth for row in kept if row.truth is not None]
@@ -82,6 +83,20 @@ def _figures(
     return float(reference.mean()), float(candidate.mean()), float(drops.mean()), bound
 
 
+def _second_opinion(head: Head, rows: Sequence[RowScore], seed: int) -> float:
+    """The bound where a function saw next to no row change: what the outputs lose by the rule for rows
+    without labels, or the exact bound where there are so many rows that it is lower."""
+    known = [exact_bound(len(rows))]
+    if head.custom is not None and head.custom.lower_is_better:
+        known = []  # an error has no largest value, so a rate of bad rows bounds nothing
+    lost = []
+    for number, witness in enumerate(head.witnesses):
+        scores = [score for row in rows if (score := row.witnesses[number]) is not None]
+        if scores:
+            lost.append(_figures(witness, scores, None, seed, _power(scores))[-1])
+    return min([max(lost, default=0.0), *known])
+
+
 def _bound(head: Head, rows: Sequence[RowScore], drops: np.ndarray, seed: int) -> float:
     if head.metric is Metric.ACCURACY:
         decisions = [row.decision for row in rows if row.decision is not None]
@@ -99,6 +114,12 @@ def _power(rows: Sequence[RowScore]) -> float:
 
 def _agrees(head: Head, rows: Sequence[RowScore]) -> bool:
     """Whether a classifier's bound is degenerate: no row disagrees."""
+    if head.metric is Metric.F1:
+        return all(row.kept is not None and _same(row.kept) for row in rows)
     return head.metric in (Metric.ACCURACY, Metric.AGREEMENT) and all(
         row.drop == 0 and row.reference == row.candidate for row in rows
     )
+
+
+def _same(kept: Kept) -> bool:
+    return all(map(np.array_equal, kept.reference, kept.candidate))

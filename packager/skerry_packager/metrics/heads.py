@@ -51,6 +51,8 @@ class Head:
     form: Form = Form.NONE
     custom: CustomMetric | None = None
     """Scores all outputs at once; `output` is then only the one that figures are shown of."""
+    witnesses: tuple[Head, ...] = ()
+    """Beside a function: how each output would be judged without labels, see docs/adr/0010."""
 
     @property
     def name(self) -> str:
@@ -130,25 +132,29 @@ def _custom_head(
     if labels is not None:
         with suppress(DataError):  # labels of any shape are the function's own business
             found = _labelled_head(samples, labels, names, task, None)
-    return Head(found.output, Metric.CUSTOM, found.form, custom.with_outputs(names, found.output))
+    named = custom.with_outputs(names, found.output)
+    witnesses = tuple(_unlabelled_head(index, samples, None) for index in range(len(names)))
+    return Head(found.output, Metric.CUSTOM, found.form, named, witnesses)
 
 
 def _asked_unlabelled(metric: Metric, samples: Samples, names: Sequence[str]) -> tuple[Head, ...]:
-    """One head for every output that the metric can be taken of."""
-    heads = []
-    for index in range(len(names)):
-        is_float = samples[0][index].dtype.kind == "f"
-        wide = _is_wide(samples, index)
-        if is_float and (metric is Metric.SQNR or (metric is Metric.COSINE and wide)):
-            heads.append(Head(index, metric))
-        elif metric is Metric.AGREEMENT and not is_float:
-            heads.append(Head(index, metric, Form.LABEL))
-        elif metric is Metric.AGREEMENT and wide:
-            heads.append(Head(index, metric, _scores_form(samples, index)))
+    """One head for every output that the metric can be taken of; a dense one counts as one long vector."""
+    places = range(len(names))
+    floats = [index for index in places if samples[0][index].dtype.kind == "f"]
+    if metric is Metric.AGREEMENT:
+        heads = [
+            Head(index, metric, _scores_form(samples, index) if index in floats else Form.LABEL)
+            for index in places
+            if index not in floats or _is_wide(samples, index)
+        ]
+        heads = heads or [Head(index, metric, _binary_form(samples, index)) for index in floats]
+    else:
+        least = 2 if metric is Metric.COSINE else 1  # one number has a sign and no direction
+        heads = [Head(index, metric) for index in floats if all(row[index].size >= least for row in samples)]
     if not heads:
         raise InputError(
             f"the metric {metric.value} fits none of the outputs {list(names)}",
-            hint="cosine needs vectors, sqnr floats, and top1-agreement classes or a score for each class.",
+            hint="cosine needs floats, two or more a row, and sqnr floats.",
         )
     return tuple(heads)
 
@@ -207,8 +213,7 @@ def _class_or_number_head(
         if column.dtype.kind == "f" and sizes[index] == per_row and labels.dtype.kind in "iufb":
             if not 0 <= labels.min() <= highest <= 1:
                 return Head(index, Metric.MAE)
-            inside = bool(np.all((column >= 0) & (column <= 1)))
-            return Head(index, Metric.ACCURACY, Form.BINARY_PROBABILITY if inside else Form.BINARY_LOGIT)
+            return Head(index, Metric.ACCURACY, _binary_form(samples, index))
     raise _labels_do_not_fit(labels, names)
 
 
@@ -242,6 +247,12 @@ def _is_wide(samples: Samples, index: int) -> bool:
 
 def _scores_form(samples: Samples, index: int) -> Form:
     return Form.PROBABILITIES if _are_probabilities(samples, index) else Form.LOGITS
+
+
+def _binary_form(samples: Samples, index: int) -> Form:
+    """Of scores for one class against the rest."""
+    inside = all(bool(np.all((row[index] >= 0) & (row[index] <= 1))) for row in samples)
+    return Form.BINARY_PROBABILITY if inside else Form.BINARY_LOGIT
 
 
 def _are_probabilities(samples: Samples, index: int) -> bool:

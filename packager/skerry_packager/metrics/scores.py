@@ -55,6 +55,8 @@ class RowScore:
     max_error: float
     decision: Decision | None = None
     kept: Kept | None = None
+    witnesses: tuple[RowScore | None, ...] = ()
+    """Of `Head.witnesses`; None where fp32 gives no number."""
 
 
 Output = np.ndarray | Sequence[np.ndarray]
@@ -82,7 +84,15 @@ def score_row(head: Head, reference: Output, candidate: Output, label: np.ndarra
     return RowScore(
         one, other, drop, kl, noise, total, squares, count, max_error,
         decision=_decision(head, a, b, label), kept=_kept(head, alls, label),
+        witnesses=tuple(_witness(witness, *alls) for witness in head.witnesses),
     )  # fmt: skip
+
+
+def _witness(head: Head, reference: Sequence[np.ndarray], candidate: Sequence[np.ndarray]) -> RowScore | None:
+    a, b = reference[head.output], candidate[head.output]
+    if head.metric is not Metric.SQNR and a.dtype.kind == "f" and not bool(np.isfinite(a).all()):
+        return None
+    return score_row(head, a, b, None)
 
 
 def _listed(output: Output) -> Sequence[np.ndarray]:
@@ -192,9 +202,9 @@ def _expected_loss(form: Form, reference: np.ndarray, candidate: np.ndarray) -> 
 
     A flip between two classes that fp32 holds for equally likely costs nothing; a confident one costs all.
     """
-    p = np.exp(_log_probabilities(form, reference.astype(np.float64)))
-    picked = np.take_along_axis(p, np.argmax(candidate, axis=-1, keepdims=True), axis=-1)
-    return float(np.mean(p.max(axis=-1, keepdims=True) - picked))
+    p = np.exp(class_logs(form, reference))
+    picked = np.take_along_axis(p, classes_of(form, candidate)[:, None], axis=1)
+    return float(np.mean(p.max(axis=1, keepdims=True) - picked))
 
 
 def _kl(form: Form, reference: np.ndarray, candidate: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from .custom import CustomMetric
 from .scores import Kept
 
 _CUSTOM_RESAMPLES: Final = 200
+_BLIND: Final = 0.05
 Weighted = Callable[[np.ndarray], np.ndarray]
 """From weights [resamples, rows] to values [resamples], NaN where there is none."""
 
@@ -107,8 +108,13 @@ def _curve(positive: np.ndarray, score: np.ndarray, row: np.ndarray) -> Weighted
     return weighted
 
 
-def custom_result(metric: CustomMetric, rows: Sequence[Kept], seed: int) -> tuple[float, float, float, float]:
-    """fp32's value, the candidate's, the drop and its bound, by a function of the engineer's.
+def custom_result(
+    metric: CustomMetric, rows: Sequence[Kept], seed: int
+) -> tuple[float, float, float, float, bool]:
+    """fp32's value, the candidate's, the drop and its bound, by a function of the engineer's; whether so few
+    rows changed its value that resampling cannot tell.
+
+    A resample misses k rows with a probability of about e^-k: 5% of them find no change where 3 changed.
 
     Raises:
         DataError: the function fails on all rows or on most resamples, or the rows cannot be stacked.
@@ -130,17 +136,40 @@ def custom_result(metric: CustomMetric, rows: Sequence[Kept], seed: int) -> tupl
         return one, other
 
     reference, candidate = values(np.arange(len(rows)))
+    each = _value_of_each_row(values, len(rows), (reference, candidate))
+
+    def resampled(picks: np.ndarray) -> tuple[float, float]:
+        if each is None:
+            return values(picks)
+        one, other = each[picks].mean(axis=0)
+        return float(one), float(other)
+
     generator = np.random.default_rng(seed)
     drops, failure = [], None
     for _ in range(_CUSTOM_RESAMPLES):
         try:
-            drops.append(metric.drop(*values(generator.integers(0, len(rows), len(rows)))))
+            drops.append(metric.drop(*resampled(generator.integers(0, len(rows), len(rows)))))
         except DataError as error:  # a resample may lack what the function needs, such as a class
             failure = error
     if failure is not None and len(drops) < _CUSTOM_RESAMPLES / 2:
         raise failure
     bound = float(np.quantile(drops, 0.95, method="higher"))
-    return reference, candidate, metric.drop(reference, candidate), bound
+    blind = np.mean(np.equal(drops, 0.0)) >= _BLIND
+    return reference, candidate, metric.drop(reference, candidate), bound, bool(blind)
+
+
+def _value_of_each_row(
+    values: Callable[[np.ndarray], tuple[float, float]], rows: int, whole: tuple[float, float]
+) -> np.ndarray | None:
+    """``[rows, 2]`` if the function is a mean over rows, which is seen by its values; None if it is not.
+
+    Then numbers are resampled, and not whole outputs, which may be gigabytes.
+    """
+    try:
+        each = np.array([values(np.array([row])) for row in range(rows)], dtype=np.float64)
+    except DataError:
+        return None
+    return each if np.allclose(each.mean(axis=0), whole, rtol=1e-9, atol=1e-12) else None
 
 
 def _stacked(arrays: Sequence[np.ndarray], metric: CustomMetric) -> np.ndarray:

@@ -22,6 +22,12 @@ class Judged:
     reference: float | None
     score: float | None
 
+    @property
+    def by_odds(self) -> bool:
+        """Whether the bound is seen to be about the odds of the rows that flipped, and `drop` about their
+        labels: then the loss that is shown lies above its bound (decision 0010)."""
+        return self.exact is None and self.drop > self.bound
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guess:
@@ -141,6 +147,11 @@ class Evidence:
     def judgeable(self) -> tuple[Tried, ...]:
         """Those that were compared with fp32."""
         return tuple(tried for tried in self.tried if tried.judged is not None and tried.name != FP32)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether any variant got as far as the held-out rows."""
+        return any(tried.held_out for tried in self.tried)
 
 
 def read_evidence(row: Mapping[str, Any]) -> Evidence:

@@ -22,12 +22,12 @@ METRICS = {
 def duration(microseconds: float | None) -> str:
     """Three digits.
 
-    >>> duration(1234.0), duration(250_000.0), duration(12.0), duration(None)
-    ('1.23 ms', '250 ms', '12 µs', '')
+    >>> duration(1234.0), duration(250_000.0), duration(161.2), duration(None)
+    ('1.23 ms', '250 ms', '161 µs', '')
     """
     if microseconds is None:
         return ""
-    if microseconds < 100:
+    if microseconds < 999.5:
         return f"{microseconds:.3g} µs"
     milliseconds = microseconds / 1000
     if milliseconds >= 10_000:
@@ -49,7 +49,9 @@ def loss(value: float) -> str:
 
 def bound(judged: Judged) -> str:
     """The upper end of the loss; the exact bound where no row disagrees and the bootstrap knows none."""
-    return f"≤ {judged.exact:.1%} exact" if judged.exact is not None else f"≤ {loss(judged.bound)}"
+    if judged.exact is not None:
+        return f"≤ {judged.exact:.1%} exact"
+    return f"≤ {loss(judged.bound)}" + (" by the odds" if judged.by_odds else "")
 
 
 def scored(tried: Tried, metric: str) -> str:

@@ -98,7 +98,11 @@ def _candidate(evidence: Evidence, tried: Tried) -> Html:
         el("th", tried.name, " ", *badges, scope="row"),
         el("td", el("span", tried.verdict, class_=f"chip {_TONES.get(tried.verdict, 'bad')}")),
         _figure_cell(size(tried.size), tried.size, f"{tried.ratio:.0%} of fp32" if tried.ratio else ""),
-        _figure_cell(scored(tried, evidence.metric), None if tried.judged is None else tried.judged.score),
+        _figure_cell(
+            scored(tried, evidence.metric),
+            None if tried.judged is None else tried.judged.score,
+            "search rows" if evidence.confirmed and tried.judged and tried.judged == tried.search else "",
+        ),
         _figure_cell(bound(judged) if judged else "", judged.bound if judged else None),
         _figure_cell(
             duration(tried.p50_us),
@@ -138,6 +142,11 @@ def accuracy(evidence: Evidence) -> Html:
         f"choice had seen. A bound beyond the red gate ({loss(gate)}) is refused; an arrow leaves the "
         "drawing."
     )
+    if any(item.by_odds for tried in judged for item in (tried.search, tried.held_out) if item):
+        about += (
+            " By the odds: the loss counts the labels of the few rows that flipped, the bound how likely "
+            "they were to flip either way, so that it may be the smaller one."
+        )
     return el(
         "div", el("p", about, class_="soft pad"), el("div", *cells, *axis, class_="rows"), class_="card"
     )

@@ -17,7 +17,7 @@ from typing import Any, Final
 from ..console import clean, size
 from . import bars, plot
 from .evidence import Evidence, Limits, Tried, read_evidence
-from .figures import bytes_unit, loss, tick
+from .figures import bound, bytes_unit, loss, tick
 from .scales import axis_of
 
 _ROWS: Final = 12
@@ -158,8 +158,8 @@ def _losses(evidence: Evidence, width: int, glyphs: Glyphs) -> list[str]:
         cells[start] = glyphs.dot
         if item.bound > scale.high:
             cells[-1] = ">"
-        bound = f"<= {item.exact:.1%} exact" if item.exact is not None else f"<= {loss(item.bound)}"
-        word = f"{loss(item.drop)}, {bound}" + ("  OVER" if item.bound > gate else "")
+        over = "  OVER" if item.bound > gate else ""
+        word = f"{loss(item.drop)}, {bound(item).replace('≤', '<=').replace('by the odds', 'odds')}{over}"
         lines.append(f"{tried.name[:name_width]:<{name_width}} {''.join(cells)} {word}")
     return lines
 

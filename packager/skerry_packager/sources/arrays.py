@@ -117,7 +117,7 @@ def from_function(text: str, inputs: Sequence[TensorInfo], options: SourceOption
             return _from_rows(returned, inputs, options, text)
     except DataError:
         raise
-    except Exception as error:  # the boundary to code that is not ours
+    except (Exception, SystemExit) as error:  # the boundary to code that is not ours
         raise DataError(f"{text} failed: {type(error).__name__}: {error}", hint=_FUNCTION) from error
     return from_mapping(_named(returned, text), inputs, options, text)
 

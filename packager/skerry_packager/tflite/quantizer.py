@@ -1,8 +1,9 @@
 """Integer variants by the LiteRT quantizer, an optional extra.
 
 The quantizer runs in a process of its own: on some models it crashes. It also does nothing, without a word,
-on models with fp16 weights, on files with operator codes of before 2020, and on some graphs; the first two
-are rewritten before, and what still is as it was is told as such.
+on models with fp16 weights, on files with operator codes of before 2020, and on some graphs; of sparse
+weights ``static`` makes what does not load. All but the graphs are rewritten before, and what still is as it
+was is told as such.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from skerry_contract.errors import ModelError
 from skerry_runtime.worker.engines.tflite_guard import Outline, check_tflite
 
 from ..engine import Feed
-from .floats import unpack_fp16
+from .floats import unpack_fp16, unpack_sparse
 from .model import parse, schema, serialize, type_name
 
 Mode = Literal["dynamic", "static"]
@@ -60,6 +61,8 @@ def quantize(source: bytes, mode: Mode, feeds: Sequence[Feed], seconds: float) -
     before = check_tflite(source)
     model = parse(source)
     unpack_fp16(model)
+    if mode == "static":
+        unpack_sparse(model, dense=True)
     _name_tensors(model)
     _sign(model, before)
     with tempfile.TemporaryDirectory(prefix="skerry-quantizer-") as scratch:

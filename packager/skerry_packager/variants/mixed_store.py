@@ -129,10 +129,10 @@ def _parts(arrays: dict[str, np.ndarray], small: Encode, large: Encode) -> list[
         gain = low.saved - (0 if high is None else max(high.saved, 0))
         if gain > 0:
             parts.append(Part(name, float(gain)))
-    return _worthwhile(parts)
+    return worthwhile(parts)
 
 
-def _worthwhile(parts: Sequence[Part]) -> list[Part]:
+def worthwhile(parts: Sequence[Part]) -> list[Part]:
     """Those that together make up nearly all of the gain, in their order: the rest is not worth a trial."""
     enough = _SHARE * sum(part.gain for part in parts)
     kept: set[str] = set()

@@ -15,7 +15,7 @@ import numpy as np
 
 from skerry_contract.errors import ModelError
 
-from ..engine import Feed, Session
+from ..engine import ENGINE, Feed, Session
 
 MOST_INPUTS: Final = 8
 MOST_PARTS: Final = 40
@@ -66,6 +66,7 @@ def rank(
     build: Callable[[Sequence[str]], bytes],
     feeds: Sequence[Feed],
     seconds_left: Callable[[], float],
+    engine: str = ENGINE.name,
 ) -> tuple[list[Noise], bool]:
     """The parts, least noise per gain first, and whether all were measured.
 
@@ -77,14 +78,14 @@ def rank(
     Raises:
         ModelError: the reference does not run on the feeds.
     """
-    session = Session(reference)
+    session = Session(reference, engine)
     wanted = [session.run(feed) for feed in feeds]
     found: list[Noise] = []
     complete = True
     for block in _blocks(parts):
         noise = UNKNOWN
         if seconds_left() > 0:
-            noise = _noise_of(build([part.name for part in block]), wanted, feeds)
+            noise = _noise_of(build([part.name for part in block]), wanted, feeds, engine)
         else:
             complete = False
         total = sum(part.gain for part in block)
@@ -98,9 +99,11 @@ def _blocks(parts: Sequence[Part]) -> list[Sequence[Part]]:
     return [parts[start : start + size] for start in range(0, len(parts), size)]
 
 
-def _noise_of(model: bytes, wanted: Sequence[Sequence[np.ndarray]], feeds: Sequence[Feed]) -> float:
+def _noise_of(
+    model: bytes, wanted: Sequence[Sequence[np.ndarray]], feeds: Sequence[Feed], engine: str
+) -> float:
     try:
-        session = Session(model)
+        session = Session(model, engine)
         got = [session.run(feed) for feed in feeds]
     except ModelError:
         return UNKNOWN

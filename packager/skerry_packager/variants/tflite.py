@@ -1,12 +1,12 @@
 """Every variant of a TFLite model, in the order in which they are tried.
 
 The storage variants keep computing in fp32. Measured on 15 real models, int8 storage runs at the speed of its
-source on ai-edge-litert 2.3 and on tflite-runtime 2.14, but only if no weight beside it is stored as fp16:
-both kinds in one model tear XNNPACK's one graph into a dozen, at up to 2.9 times the latency.
+source on ai-edge-litert 2.3 and on tflite-runtime 2.14, see `skerry_packager.tflite.floats`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
@@ -14,17 +14,17 @@ from typing import Any, Final
 from skerry_contract.errors import ModelError
 
 from ..tflite import quantizer
-from ..tflite.floats import Encode, as_fp16, as_int8, store, unpack_fp16, weights
+from ..tflite.floats import Encode, as_fp16, as_int8, store, weights
 from ..tflite.model import array_of, parse, serialize
 from .candidate import Candidate, Job, Outcome, Skipped
+from .mixed_store import MIXED_STORE
+from .tflite_mixed_store import MIN_ELEMENTS, mixed_store, unpacked
 
 FP16_STORE: Final = "fp16-store"
 INT8_STORE: Final = "int8-store"
 LITERT_DYNAMIC: Final = "litert-int8-dynamic"
 LITERT_STATIC: Final = "litert-int8-static"
-VARIANT_NAMES: Final = (FP16_STORE, INT8_STORE, LITERT_DYNAMIC, LITERT_STATIC)
-MIN_ELEMENTS: Final = 256
-"""A smaller weight costs more in operators than it saves."""
+VARIANT_NAMES: Final = (FP16_STORE, INT8_STORE, MIXED_STORE, LITERT_DYNAMIC, LITERT_STATIC)
 _CALIBRATION_FEEDS: Final = 64
 _QUANTIZER_SECONDS: Final = 120.0
 
@@ -33,6 +33,7 @@ def generate(job: Job) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     """(name, function that makes it) of each variant."""
     yield FP16_STORE, partial(fp16_store, job.source)
     yield INT8_STORE, partial(int8_store, job.source)
+    yield MIXED_STORE, partial(_mixed, job)
     yield LITERT_DYNAMIC, partial(_quantized, job, LITERT_DYNAMIC, "dynamic")
     yield LITERT_STATIC, partial(_quantized, job, LITERT_STATIC, "static")
 
@@ -46,22 +47,29 @@ def fp16_store(source: bytes) -> Outcome:
 
 
 def int8_store(source: bytes) -> Outcome:
-    """Weights as symmetric int8 per output channel, a quarter of fp32 and half of fp16."""
-    model = parse(source)
-    unpack_fp16(model)
+    """Weights as symmetric int8 per output channel, a quarter of fp32 and half of fp16; vectors as fp16."""
+    model = unpacked(source)
     if not any(weights(model, MIN_ELEMENTS)):
         return Skipped(name=INT8_STORE, reason=_nothing_to_store(model))
-    return _stored(source, model, INT8_STORE, as_int8)
+    return _stored(source, model, INT8_STORE, as_int8, as_fp16)
 
 
-def _stored(source: bytes, model: Any, name: str, encode: Encode) -> Outcome:
-    count = store(model, MIN_ELEMENTS, encode)
+def _stored(source: bytes, model: Any, name: str, small: Encode, large: Encode | None = None) -> Outcome:
+    kinds = Counter(store(model, MIN_ELEMENTS, small, large).values())
     data = serialize(model)
-    recipe = {"kind": name, "min_elements": MIN_ELEMENTS, "tensors": count}
+    recipe = {"kind": name, "min_elements": MIN_ELEMENTS, "tensors": dict(sorted(kinds.items()))}
     if len(data) >= len(source):
         reason = f"not smaller: {len(data)} bytes instead of {len(source)}"
         return Skipped(name=name, reason=reason, recipe=recipe)
-    return Candidate(name=name, data=data, recipe=recipe, note=f"{count} weights stored smaller")
+    told = " and ".join(f"{count} as {kind.lower()}" for kind, count in sorted(kinds.items(), reverse=True))
+    return Candidate(name=name, data=data, recipe=recipe, note=f"weights stored smaller: {told}")
+
+
+def _mixed(job: Job) -> Outcome:
+    model = unpacked(job.source)
+    if not any(weights(model, MIN_ELEMENTS)):
+        return Skipped(name=MIXED_STORE, reason=_nothing_to_store(model))
+    return mixed_store(job)
 
 
 def _quantized(job: Job, name: str, mode: quantizer.Mode) -> Outcome:
@@ -70,8 +78,7 @@ def _quantized(job: Job, name: str, mode: quantizer.Mode) -> Outcome:
             name=name,
             reason="the LiteRT quantizer is not installed: pip install 'skerry[litert-quantizer]'",
         )
-    model = parse(job.source)
-    unpack_fp16(model)
+    model = unpacked(job.source)
     if not any(weights(model, MIN_ELEMENTS)):
         return Skipped(name=name, reason=_nothing_to_store(model))
     feeds = job.calibration[:_CALIBRATION_FEEDS]
@@ -80,8 +87,11 @@ def _quantized(job: Job, name: str, mode: quantizer.Mode) -> Outcome:
         recipe["calibration_feeds"] = str(len(feeds))
         if not feeds:
             return Skipped(name=name, reason="there is no calibration data", recipe=recipe)
+    if not job.seconds_left():
+        return Skipped(name=name, reason="no time was left: --time-limit gives more", recipe=recipe)
     try:
-        data = quantizer.quantize(job.source, mode, feeds, min(_QUANTIZER_SECONDS, job.seconds_left()))
+        # All the time or none: a busy machine must not decide what is made.
+        data = quantizer.quantize(job.source, mode, feeds, _QUANTIZER_SECONDS)
     except ModelError as error:
         return Skipped(name=name, reason=error.message, recipe=recipe)
     return Candidate(name=name, data=data, recipe=recipe, quantized_compute=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import threading
 import time
@@ -17,17 +18,20 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any, Final
 
-from skerry_contract.errors import InputError, SkerryError, UnavailableError, from_code
+from skerry_contract.errors import InputError, OverloadedError, SkerryError, UnavailableError, from_code
 
 from .daemon import Daemon
 from .listeners import bind_unix
 from .log import get_logger
+from .log_ring import Ring, matches
 
 MAX_REQUEST: Final = 64 * 1024
 _MAX_CONNECTIONS: Final = 16
 _READ_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.1
+_FOLLOWERS: Final = 4
+"""Clients that may wait for log lines; more would leave no connection for orders."""
 _log = get_logger("control")
 
 Send = Callable[[Mapping[str, Any]], None]
@@ -36,8 +40,11 @@ Send = Callable[[Mapping[str, Any]], None]
 class ControlServer:
     """Answers in threads of its own; everything that changes anything runs in the daemon's loop."""
 
-    def __init__(self, daemon: Daemon, path: Path) -> None:
+    def __init__(self, daemon: Daemon, path: Path, ring: Ring) -> None:
+        """``ring`` holds the newest log lines."""
         self._daemon = daemon
+        self._ring = ring
+        self._followers = threading.BoundedSemaphore(_FOLLOWERS)
         self._path = path
         self._socket = bind_unix(path, 0o600)
         self._socket.listen(_MAX_CONNECTIONS)
@@ -78,7 +85,12 @@ class ControlServer:
             with connection:
                 connection.settimeout(_READ_SECONDS)
                 try:
-                    send({"result": self._answer(_read_request(connection, descriptors), descriptors, send)})
+                    request = _read_request(connection, descriptors)
+                    if request.get("do") == "logs":
+                        result: Any = self._logs(request, connection, send)
+                    else:
+                        result = self._answer(request, descriptors, send)
+                    send({"result": result})
                 except SkerryError as error:
                     send({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
         except OSError as error:
@@ -112,6 +124,31 @@ class ControlServer:
             raise UnavailableError(
                 f"the daemon did not answer within {_ANSWER_SECONDS:.0f} s", hint="See its log."
             ) from error
+
+    def _logs(self, request: Mapping[str, Any], connection: socket.socket, send: Send) -> Mapping[str, Any]:
+        """The newest lines, or those of one update; with ``follow`` also new ones until the client goes."""
+        transaction, most = str(request.get("transaction") or ""), request.get("lines")
+        if type(most) is not int or most < 0:
+            raise InputError("lines must be a number from 0 on")
+        follow = bool(request.get("follow"))
+        if follow and not self._followers.acquire(blocking=False):
+            raise OverloadedError(f"{_FOLLOWERS} clients follow the log already", hint="End one of them.")
+        try:
+            lines = self._ring.after(0)
+            number = lines[-1][0] if lines else 0
+            send({"begin": True})
+            wanted = [line for _, line in lines if matches(line, transaction)]
+            for line in wanted[max(0, len(wanted) - most) :]:
+                send({"line": line})
+            while follow and not self._closing and not _is_gone(connection):
+                for own, line in self._ring.after(number, _POLL_SECONDS * 5):
+                    number = own
+                    if matches(line, transaction):
+                        send({"line": line})
+        finally:
+            if follow:
+                self._followers.release()
+        return {"last": number}
 
     def _install(self, descriptors: list[int], send: Send) -> Mapping[str, Any]:
         """Import, then tell every state until the new model answers or is refused."""
@@ -190,6 +227,19 @@ def request(
         except (OSError, json.JSONDecodeError) as error:
             raise UnavailableError(f"the daemon's answer broke off: {error}", hint="See its log.") from error
     raise UnavailableError("the daemon went away before it answered", hint="See its log.")
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    """The client closed, or the connection broke."""
+    # Not by recv alone: on a socket with a time-out that would wait for it.
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
+    if not readable.poll(0):
+        return False
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except OSError:
+        return True
 
 
 def _read_request(connection: socket.socket, descriptors: list[int]) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from skerry_contract.topics import Up
 
 from ..config import DeviceConfig
 from ..ipc import Window
-from . import machine, trust
+from . import machine, notify, trust
 from .clock import SystemClock, WindowNumbers, boot_id
 from .context import Context
 from .fetch import Fetcher
@@ -31,12 +32,15 @@ from .jobs import Jobs
 from .journal import Journal
 from .listeners import Listeners
 from .lock import Lock
+from .log import name_transactions
 from .loop import Loop
 from .model import Model
 from .models import Models
 from .serving import Surroundings
+from .slot_view import slots_of
 from .store import Store
 from .telemetry import Telemetry
+from .vital_signs import VitalSigns
 from .workers import Workers
 
 REPORT_SECONDS: Final = 5.0
@@ -105,6 +109,19 @@ class Daemon:
         self._workers = Workers(self.loop)
         self._context = self._make_context(store, fetcher, WindowNumbers(state / "windows", self._boot))
         self._imports = Imports(self._models, self._context)
+        self._signs = VitalSigns(self._models, self._telemetry, self._fleet)
+        notifier, watchdog_s = notify.take_environment(os.environ)
+        self._heart = notify.Heart(
+            self.loop,
+            notifier,
+            watchdog_s,
+            evidence=self._signs.evidence,
+            probe=self._signs.probe,
+            starting=self._signs.starting,
+            verifying=lambda: self._imports.busy or not self._models.settled,
+            words=self._signs.words,
+        )
+        name_transactions(self._models.transaction)
 
     def _make_context(self, store: Store, fetcher: Fetcher, numbers: WindowNumbers) -> Context:
         config = self._config
@@ -157,6 +174,7 @@ class Daemon:
         )
         self._tick()
         self._fleet.start()
+        self._heart.start()
         self.loop.run()
         self._end()
 
@@ -165,6 +183,7 @@ class Daemon:
         if self._stopping:
             return
         self._stopping = True
+        self._heart.stopping()
         self._journal.event("agent.stopping", "stopping: answers in flight are finished", critical=False)
         for model in self._models:
             model.stop()
@@ -185,6 +204,7 @@ class Daemon:
             self._clock.tick()
         self._fleet.stop(3.0)
         self._telemetry.stop(5.0)
+        self._heart.close()
         self.loop.close()
         self._lock.release()
 
@@ -192,6 +212,7 @@ class Daemon:
         """Now and then: the clock's floor, the progress of downloads."""
         with suppress(StorageError):
             self._clock.tick()
+        self._clock.tell(self._journal.event)
         if not self._models.settled:
             self._fleet.report()
         if not self._stopping:
@@ -221,18 +242,15 @@ class Daemon:
             },
             "engines": {engine.name: engine.version for engine in self._engines},
             "models": {
-                model.name: {**model.status(), "socket": str(self._models.socket_path(model.name))}
+                model.name: {
+                    **model.status(),
+                    "socket": str(self._models.socket_path(model.name)),
+                    "slots": slots_of(model.slots),
+                }
                 for model in sorted(self._models, key=lambda model: model.name)
             },
-            "outbox": {
-                "stream": outbox.stream,
-                "waiting_rows": outbox.waiting_rows,
-                "used_bytes": outbox.used_bytes,
-                "acknowledged": outbox.acknowledged,
-                "gaps": outbox.gaps,
-                "lost": outbox.lost,
-                "error": outbox.error,
-            },
+            "outbox": asdict(outbox),
+            "service": self._heart.status(),
         }
 
     def import_bundle(self, descriptor: int, then: Then, failed: Failed) -> None:

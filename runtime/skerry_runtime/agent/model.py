@@ -24,7 +24,7 @@ from .record import Record, record_of
 from .runner import Runner
 from .serving import Serving
 from .slots import ModelSlots
-from .update import MAX_SELF_TESTS, Action, Event, UpdateState, recover
+from .update import MAX_SELF_TESTS, SETTLED, Action, Event, UpdateState, recover
 
 _log = get_logger("model")
 
@@ -186,6 +186,12 @@ class Model:
     @property
     def settled(self) -> bool:
         return self._runner.settled
+
+    @property
+    def transaction(self) -> str:
+        """Of the update that is going on, or nothing. Any thread."""
+        record = self._runner.record
+        return "" if record.state in SETTLED else record.transaction
 
     @property
     def floor(self) -> int:

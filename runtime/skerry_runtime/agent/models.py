@@ -65,6 +65,11 @@ class Models:
             f"there is no model {name!r}" if name else "which model?", hint=f"Installed here: {known}."
         )
 
+    def transaction(self, name: str) -> str:
+        """Of the update that a model is in, or nothing. Any thread."""
+        model = self._models.get(name)
+        return model.transaction if model is not None else ""
+
     @property
     def settled(self) -> bool:
         """No update is going on."""

@@ -1,45 +1,50 @@
 """The outbox: what the device has to tell, durable until the fleet says that it has committed it.
 
-Guarantees: a row that `Outbox.append` returned for survives a power cut (WAL, synchronous=FULL); it leaves
-only on the fleet's own acknowledgement, or by the budget, and then a ``gaps`` row and an event account for
-it. Sequence numbers rise for the life of a stream; a damaged file is set aside and a new stream begun. One
-process, one connection, one thread (SQLite before 3.51.3 may corrupt a WAL that two connections write).
+Guarantees: a row that `Outbox.append_window` or `Outbox.append_events` returned for survives a power cut; it
+leaves only on the fleet's own acknowledgement, or by the budget, and then a ``gaps`` row accounts for it
+until an event has told the fleet. Sequence numbers rise for the life of a stream and none is used twice.
+A full buffer is first compacted: windows that were never sent are merged, exactly (`compaction`).
+One process, one connection, one thread (see `outbox_file`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import sqlite3
-import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from skerry_contract.errors import StorageError
 from skerry_contract.frames import Codec, OutboxFrame
-from skerry_contract.limits import KIB, MIB
+from skerry_contract.limits import KIB
 from skerry_contract.messages import Event, EventBatch, encode
 from skerry_contract.topics import Up
 
-PAGE_BYTES: Final = 4096
+from . import compaction
+from .outbox_file import MIN_BUDGET_BYTES, PAGE_BYTES, OutboxFile
+
+__all__ = ["MIN_BUDGET_BYTES", "Gap", "Kind", "Outbox", "Priority", "Row", "Stamp"]
+
+COMPACT: Final = 0.80
+"""Share of the budget beyond which windows are merged."""
 FULL: Final = 0.95
 """Share of the budget beyond which the lowest priority goes."""
-MIN_BUDGET_BYTES: Final = 1 * MIB
+SHRINK_BYTES: Final = 1 << 20
+"""An empty file that is larger gives its space back."""
+GAPS: Final = 256
+"""Rows of ``gaps`` beyond which neighbours are joined, whatever they were."""
 _MAX_BATCH_BYTES: Final = 96 * KIB
 """Of encoded events in one row, before compression; a frame stays within the broker's packet limit."""
-_SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
-CREATE TABLE outbox(first_seq INTEGER PRIMARY KEY, last_seq INT NOT NULL, kind INT NOT NULL,
-  prio INT NOT NULL, codec INT NOT NULL, boot_id BLOB NOT NULL, mono_ns INT NOT NULL, wall_ms INT NOT NULL,
-  clock_q INT NOT NULL, crc INT NOT NULL, body BLOB NOT NULL);
-CREATE TABLE gaps(from_seq INT NOT NULL, to_seq INT NOT NULL, prio INT NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE stream(id BLOB NOT NULL, done_seq INT NOT NULL, next_seq INT NOT NULL);
-"""
+_GIVE_UP_ROWS: Final = 16
+_MERGE_ROWS: Final = 64
+"""Windows that one step of the compaction looks at; the WAL and the pause stay small."""
+_MERGE_STEPS: Final = 16
+_MERGE_REST: Final = 64
+"""Numbers until it is tried again after nothing was left to merge."""
 
 
 class Kind(IntEnum):
@@ -87,114 +92,238 @@ class Gap:
 
     first: int
     last: int
+    items: int
+    """Events or windows; more than numbers if merged windows are among them."""
     priority: Priority
     reason: str
+    """``budget``, ``damaged`` (rotten on the disk), ``disk`` (it never reached the disk)."""
+    told: bool = False
+    """An event about it is stored."""
 
 
 class Outbox:
     """The file. Every method raises `StorageError` when the disk fails; the next call tries again."""
 
-    def __init__(self, path: Path, budget_bytes: int) -> None:
-        self._path = path
-        self._pages = max(budget_bytes, MIN_BUDGET_BYTES) // PAGE_BYTES
-        self.set_aside: Path | None = None
-        """Where a damaged predecessor lies, if there was one at this start."""
-        self._db = self._open()
-        self.stream: bytes
-        self.stream, self._done, self._next = self._stream_row()
-        self._rows = int(self._select("SELECT count(*) FROM outbox")[0][0])
+    def __init__(self, path: Path, budget_bytes: int, note: Callable[[], bytes] = lambda: b"") -> None:
+        """``note`` is stored with every change, which costs no page more; see `note`."""
+        self._file = OutboxFile(path, budget_bytes)
+        self._pages = self._file.sizes.database
+        self._make_note = note
+        try:
+            row = self._file.select("SELECT id, done_seq, next_seq, offered_seq, merged, note FROM stream")[0]
+            self._rows = int(self._file.select("SELECT count(*) FROM outbox")[0][0])
+        except StorageError:
+            self._file.close()
+            raise
+        self.stream = bytes(row[0])
+        self._done, self._next, self._offered, self.merged = (int(value) for value in row[1:5])
+        self.note = bytes(row[5])
+        """As it was stored when this file was last written before now."""
+        self._level, self._merged_to, self._rest_until = 0, 0, 0
 
     def close(self) -> None:
-        self._db.close()
+        self._file.close()
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def append_window(self, summary: bytes, stamp: Stamp) -> int:
-        """One window summary, one row, one commit; returns its sequence number."""
-        return self._append(Kind.WINDOW, Priority.WINDOW, Codec.RAW, summary, 1, stamp)
+    def append_window(self, summary: bytes, stamp: Stamp, *, offer: bool = False) -> int:
+        """One window summary, one row, one commit; returns its sequence number.
 
-    def append_events(self, events: Sequence[Event], priority: Priority, stamp: Stamp) -> int:
+        ``offer``: it is sent at once, so it may not be merged any more.
+        """
+        return self._append(Kind.WINDOW, Priority.WINDOW, Codec.RAW, [(summary, 1)], stamp, offer, ())
+
+    def append_events(
+        self,
+        events: Sequence[Event],
+        priority: Priority,
+        stamp: Stamp,
+        *,
+        offer: bool = False,
+        telling: Sequence[Gap] = (),
+    ) -> int:
         """Events that were gathered become one compressed row (or more, if large); returns the last number.
 
-        Each event has a number of its own within the row.
+        Each event has a number of its own within the row. Gaps that they tell of count as told from then on.
         """
-        last = self._next - 1
-        for batch in _batches(events):
-            body = zlib.compress(encode(EventBatch(events=tuple(batch))), 6)
-            last = self._append(Kind.EVENTS, priority, Codec.ZLIB, body, len(batch), stamp)
-        return last
+        bodies = [
+            (zlib.compress(encode(EventBatch(events=tuple(batch))), 6), len(batch))
+            for batch in _batches(events)
+        ]
+        return self._append(Kind.EVENTS, priority, Codec.ZLIB, bodies, stamp, offer, telling)
 
     def _append(
-        self, kind: Kind, priority: Priority, codec: Codec, body: bytes, count: int, stamp: Stamp
+        self,
+        kind: Kind,
+        priority: Priority,
+        codec: Codec,
+        bodies: Sequence[tuple[bytes, int]],
+        stamp: Stamp,
+        offer: bool,
+        telling: Sequence[Gap],
     ) -> int:
-        self._make_room(len(body))
-        first, last = self._next, self._next + count - 1
-        row = (
-            first, last, kind, priority, codec,
-            stamp.boot, stamp.mono_ns, stamp.wall_ms, stamp.quality, zlib.crc32(body), body,
-        )  # fmt: skip
-        with self._transaction("storing telemetry"):
-            self._db.execute("INSERT INTO outbox VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
-            self._db.execute("UPDATE stream SET next_seq = ?", (last + 1,))
-        self._next = last + 1
-        self._rows += 1
-        return last
+        """Bodies and how many numbers each takes: all of them in one commit."""
+        room = self._make_room(sum(len(body) + PAGE_BYTES for body, _ in bodies))
+        if not room and priority is not Priority.AUDIT:
+            return self.give_up_unstored({priority: sum(count for _, count in bodies)}, "budget")
+        following = self._next
+        with self._file.transaction("storing telemetry") as db:
+            for body, count in bodies:
+                row = (
+                    following, following + count - 1, kind, priority, codec,
+                    stamp.boot, stamp.mono_ns, stamp.wall_ms, stamp.quality, zlib.crc32(body), body, count,
+                )  # fmt: skip
+                db.execute("INSERT INTO outbox VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", row)
+                following += count
+            db.executemany("UPDATE gaps SET told = 1 WHERE from_seq = ?", [(gap.first,) for gap in telling])
+            offered = following - 1 if offer else self._offered
+            self._write_stream(db, next_seq=following, offered_seq=offered)
+        self._next, self._offered = following, offered
+        self._rows += len(bodies)
+        return following - 1
+
+    def give_up_unstored(self, counts: Mapping[Priority, int], reason: str) -> int:
+        """Account for what never became a row: it gets numbers, and they are a gap. Returns the last."""
+        following = self._next
+        with self._file.transaction("accounting for lost telemetry") as db:
+            for priority, count in counts.items():
+                self._give_up(db, following, following + count - 1, count, priority, reason)
+                following += count
+            self._write_stream(db, next_seq=following)
+        self._next = following
+        return following - 1
 
     # --- leaving ----------------------------------------------------------------------------------
 
-    def acknowledge(self, stream: bytes, seq: int) -> int:
+    def acknowledge(self, stream: bytes, seq: int, *, offer_rows: int = 0) -> int:
         """The fleet has committed everything up to ``seq``; returns how many rows went.
 
         An acknowledgement of another stream, or of numbers that were never given out, deletes nothing more.
+        ``offer_rows``: so many of the rest are sent next.
         """
         seq = min(seq, self._next - 1)
         if stream != self.stream or seq <= self._done:
             return 0
-        with self._transaction("deleting acknowledged telemetry"):
-            removed = self._db.execute("DELETE FROM outbox WHERE last_seq <= ?", (seq,)).rowcount
-            self._db.execute("DELETE FROM gaps WHERE to_seq <= ?", (seq,))
-            self._db.execute("UPDATE stream SET done_seq = ?", (seq,))
-        self._done = seq
+        with self._file.transaction("deleting acknowledged telemetry") as db:
+            removed = db.execute("DELETE FROM outbox WHERE last_seq <= ?", (seq,)).rowcount
+            db.execute("DELETE FROM gaps WHERE to_seq <= ? AND told", (seq,))
+            offered = max(self._offered, self._last_of(offer_rows))
+            self._write_stream(db, done_seq=seq, offered_seq=offered)
+        self._done, self._offered = seq, offered
         self._rows -= removed
+        if not self._rows and self._file.pages() * PAGE_BYTES > SHRINK_BYTES:
+            with contextlib.suppress(StorageError):  # it is tried again after the next row
+                self._file.shrink()
         return removed
 
-    def _make_room(self, incoming: int) -> None:
-        """Give up rows of the lowest priority, oldest first, until the new one fits below `FULL`."""
-        wanted = incoming // PAGE_BYTES + 4
-        while self._used_pages() + wanted > FULL * self._pages:
-            rows = self._db.execute(
-                "SELECT first_seq, last_seq, prio FROM outbox WHERE prio = (SELECT max(prio) FROM outbox)"
-                " AND prio > ? ORDER BY first_seq LIMIT 64",
-                (Priority.AUDIT,),
-            ).fetchall()
-            if not rows:
-                return
-            with self._transaction("giving up telemetry"):
-                for first, last, priority in rows:
-                    self._db.execute("DELETE FROM outbox WHERE first_seq = ?", (first,))
-                    self._give_up(first, last, Priority(priority), "budget")
-            self._rows -= len(rows)
+    def _make_room(self, incoming: int) -> bool:
+        """Merge windows, then give up rows of the lowest priority, oldest first, until a new row fits."""
+        wanted = incoming // PAGE_BYTES + 3
+        used = self._file.used_pages()
+        if used + wanted > COMPACT * self._pages:
+            self._compact_step()
+            used = self._file.used_pages()
+        while used + wanted > FULL * self._pages:
+            if not self._compact_step() and not self._give_up_some():
+                return False
+            used = self._file.used_pages()
+        return True
 
-    def _give_up(self, first: int, last: int, priority: Priority, reason: str) -> None:
-        """Record a gap, joined to its neighbour."""
-        joined = self._db.execute(
-            "UPDATE gaps SET to_seq = ? WHERE to_seq = ? AND prio = ? AND reason = ?",
-            (last, first - 1, priority, reason),
+    def _give_up_some(self) -> bool:
+        rows = self._file.select(
+            "SELECT first_seq, last_seq, items, prio FROM outbox WHERE prio = (SELECT max(prio) FROM outbox)"
+            " AND prio > ? ORDER BY first_seq LIMIT ?",
+            Priority.AUDIT,
+            _GIVE_UP_ROWS,
+        )
+        if not rows:
+            return False
+        with self._file.transaction("giving up telemetry") as db:
+            for first, last, items, priority in rows:
+                db.execute("DELETE FROM outbox WHERE first_seq = ?", (first,))
+                self._give_up(db, first, last, items, Priority(priority), "budget")
+        self._rows -= len(rows)
+        return True
+
+    def _give_up(
+        self, db: sqlite3.Connection, first: int, last: int, items: int, priority: Priority, reason: str
+    ) -> None:
+        """Record a gap, joined to its neighbour unless that was told already."""
+        joined = db.execute(
+            "UPDATE gaps SET to_seq = ?, items = items + ?"
+            " WHERE to_seq = ? AND prio = ? AND reason = ? AND NOT told",
+            (last, items, first - 1, priority, reason),
         ).rowcount
-        if not joined:
-            self._db.execute("INSERT INTO gaps VALUES (?,?,?,?)", (first, last, priority, reason))
-        self._unreported = True
+        if joined:
+            return
+        db.execute("INSERT INTO gaps VALUES (?,?,?,?,?,0)", (first, last, priority, reason, items))
+        if db.execute("SELECT count(*) FROM gaps").fetchone()[0] > GAPS:
+            _join_neighbours(db)
 
-    _unreported = False
+    def _compact_step(self) -> bool:
+        """Merge some of the oldest windows that were never sent; False when there are none for now.
 
-    def take_new_gaps(self) -> Sequence[Gap]:
-        """All gaps that are not acknowledged yet, if there is a new one since the last call."""
-        if not self._unreported:
-            return ()
-        self._unreported = False
-        return self.gaps()
+        What was sent stays as it is: the fleet may have committed it.
+        """
+        if self._next < self._rest_until:
+            return False
+        for _ in range(_MERGE_STEPS):
+            after = max(self._merged_to, self._offered)
+            rows = self._file.select(
+                "SELECT first_seq, body, crc FROM outbox WHERE kind = ? AND first_seq > ?"
+                " ORDER BY first_seq LIMIT ?",
+                Kind.WINDOW,
+                after,
+                _MERGE_ROWS,
+            )
+            sound = [(first, body) for first, body, crc in rows if zlib.crc32(body) == crc]
+            merges, lowest = compaction.plan(sound, compaction.LEVELS_MS[self._level])
+            if len(rows) == _MERGE_ROWS:
+                # What may still grow is looked at again, unless that were all of it.
+                self._merged_to = lowest - 1 if merges and lowest else rows[-1][0]
+            else:
+                self._level, self._merged_to = self._level + 1, 0
+            exhausted = self._level == len(compaction.LEVELS_MS)
+            if exhausted:
+                self._level, self._rest_until = 0, self._next + _MERGE_REST
+            if merges:
+                self._merge(merges)
+                return True
+            if exhausted:
+                return False
+        return False
+
+    def _merge(self, merges: Sequence[compaction.Merge]) -> None:
+        gone = sum(len(merged.gone) for merged in merges)
+        with self._file.transaction("compacting telemetry") as db:
+            for merged in merges:
+                items = 0
+                for number in merged.gone:
+                    deleted = db.execute("DELETE FROM outbox WHERE first_seq = ? RETURNING items", (number,))
+                    items += int(deleted.fetchall()[0][0])
+                db.execute(
+                    "UPDATE outbox SET body = ?, crc = ?, items = items + ? WHERE first_seq = ?",
+                    (merged.body, zlib.crc32(merged.body), items, merged.kept),
+                )
+            self._write_stream(db, merged=self.merged + gone)
+        self.merged += gone
+        self._rows -= gone
+
+    def _write_stream(self, db: sqlite3.Connection, **values: int) -> None:
+        names = ", ".join(f"{name} = ?" for name in values)
+        db.execute(f"UPDATE stream SET {names}, note = ?", (*values.values(), self._make_note()))  # noqa: S608 names are ours
 
     # --- reading ----------------------------------------------------------------------------------
+
+    def rows_to_send(self, after: int, limit: int) -> Sequence[Row]:
+        """As `rows_after`; from now on these rows count as sent, durably, and stay as they are."""
+        rows = self.rows_after(after, limit)
+        if rows and rows[-1].frame.last > self._offered:
+            offered = rows[-1].frame.last
+            with self._file.transaction("noting what is sent") as db:
+                self._write_stream(db, offered_seq=offered)
+            self._offered = offered
+        return rows
 
     def rows_after(self, seq: int, limit: int) -> Sequence[Row]:
         """The next rows in order whose numbers lie above ``seq``, as frames.
@@ -203,27 +332,29 @@ class Outbox:
         """
         rows: list[Row] = []
         while len(rows) < limit:
-            found = self._select(
-                "SELECT first_seq, last_seq, kind, prio, codec, crc, body FROM outbox"
+            found = self._file.select(
+                "SELECT first_seq, last_seq, kind, prio, codec, crc, body, items FROM outbox"
                 " WHERE first_seq > ? ORDER BY first_seq LIMIT 1",
                 max(seq, rows[-1].frame.last if rows else 0),
             )
             if not found:
                 break
-            first, last, kind, priority, codec, crc, body = found[0]
+            first, last, kind, priority, codec, crc, body, items = found[0]
             if zlib.crc32(body) != crc:
-                with self._transaction("giving up a damaged row"):
-                    self._db.execute("DELETE FROM outbox WHERE first_seq = ?", (first,))
-                    self._give_up(first, last, Priority(priority), "damaged")
+                with self._file.transaction("giving up a damaged row") as db:
+                    db.execute("DELETE FROM outbox WHERE first_seq = ?", (first,))
+                    self._give_up(db, first, last, items, Priority(priority), "damaged")
                 self._rows -= 1
                 continue
-            oldest = self._select("SELECT min(first_seq) FROM outbox")[0][0]
-            before = self._select("SELECT max(last_seq) FROM outbox WHERE first_seq < ?", first)[0][0]
-            # Nothing before the oldest row is needed any more: acknowledged, or accounted as a gap.
+            oldest = self._file.select("SELECT min(first_seq) FROM outbox")[0][0]
+            before = self._file.select(
+                "SELECT last_seq FROM outbox WHERE first_seq < ? ORDER BY first_seq DESC LIMIT 1", first
+            )
+            # Nothing before the oldest row is needed any more: acknowledged, merged, or accounted as a gap.
             frame = OutboxFrame(
                 stream=self.stream,
                 acked=oldest - 1,
-                prev=first - 1 if before is None else before,
+                prev=before[0][0] if before else first - 1,
                 first=first,
                 last=last,
                 body=zlib.decompress(body) if codec == Codec.ZLIB else body,
@@ -233,19 +364,30 @@ class Outbox:
         return rows
 
     def gaps(self) -> Sequence[Gap]:
-        """What was given up and is not yet acknowledged."""
+        """What was given up and is not yet both told and acknowledged."""
         return [
-            Gap(first=first, last=last, priority=Priority(priority), reason=reason)
-            for first, last, priority, reason in self._select("SELECT * FROM gaps ORDER BY from_seq")
+            Gap(
+                first=first,
+                last=last,
+                items=items,
+                priority=Priority(priority),
+                reason=reason,
+                told=bool(told),
+            )
+            for first, last, items, priority, reason, told in self._file.select(
+                "SELECT from_seq, to_seq, items, prio, reason, told FROM gaps ORDER BY from_seq"
+            )
         ]
 
     def rows_between(self, after: int, upto: int) -> int:
         """How many rows have numbers in that range."""
-        return int(
-            self._select("SELECT count(*) FROM outbox WHERE first_seq > ? AND last_seq <= ?", after, upto)[0][
-                0
-            ]
+        found = self._file.select(
+            "SELECT count(*) FROM outbox WHERE first_seq > ? AND first_seq <= ? AND last_seq <= ?",
+            after,
+            upto,
+            upto,
         )
+        return int(found[0][0])
 
     def waiting(self) -> int:
         """Rows that are not acknowledged yet."""
@@ -256,83 +398,44 @@ class Outbox:
         """Everything up to here was acknowledged."""
         return self._done
 
+    @property
+    def set_aside(self) -> Path | None:
+        """Where a damaged predecessor lies, if there was one at this opening."""
+        return self._file.set_aside
+
+    @property
+    def broken(self) -> bool:
+        """The file may be damaged: close it and open it again, which checks it."""
+        return self._file.broken
+
     def used_bytes(self) -> int:
-        return self._used_pages() * PAGE_BYTES
+        return self._file.used_pages() * PAGE_BYTES
 
-    # --- the file ---------------------------------------------------------------------------------
+    def disk_bytes(self) -> int:
+        """What the file and its journal take."""
+        return self._file.disk_bytes()
 
-    def _open(self) -> sqlite3.Connection:
-        try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if _is_disk_error(error):
-                raise _storage_error("opening the outbox", error) from error
-        self.set_aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(f"{self._path}{suffix}", f"{self.set_aside}{suffix}")
-        try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            raise _storage_error("opening the outbox", error) from error
+    def _last_of(self, rows: int) -> int:
+        """The last number of the oldest so many rows; 0 if there are none."""
+        found = self._file.select(
+            "SELECT max(last_seq) FROM (SELECT last_seq FROM outbox ORDER BY first_seq LIMIT ?)", rows
+        )
+        return int(found[0][0] or 0)
 
-    def _connect(self) -> sqlite3.Connection:
-        # The umask makes a new file private before SQLite creates it with its journal.
-        before = os.umask(0o077)
-        try:
-            db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        finally:
-            os.umask(before)
-        try:
-            for pragma in (
-                "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=256",
-                "journal_size_limit=1048576", f"max_page_count={self._pages}",
-            ):  # fmt: skip
-                db.execute(f"PRAGMA {pragma}")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > _SCHEMA_VERSION:
-                raise StorageError(
-                    f"the outbox was written by a newer version (schema {version})",
-                    hint="Run the newer version again, or move the file outbox.db away.",
-                )
-            if version == 0:
-                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
-            elif db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("quick_check found damage")
-            if db.execute("SELECT count(*) FROM stream").fetchone()[0] != 1:
-                db.execute("BEGIN IMMEDIATE")
-                db.execute("DELETE FROM stream")
-                db.execute("INSERT INTO stream VALUES (?, 0, 1)", (secrets.token_bytes(8),))
-                db.execute("COMMIT")
-        except BaseException:
-            db.close()
-            raise
-        return db
 
-    def _stream_row(self) -> tuple[bytes, int, int]:
-        stream, done, following = self._select("SELECT id, done_seq, next_seq FROM stream")[0]
-        return bytes(stream), int(done), int(following)
-
-    def _used_pages(self) -> int:
-        pages = self._select("PRAGMA page_count")[0][0]
-        return int(pages - self._select("PRAGMA freelist_count")[0][0])
-
-    def _select(self, query: str, *values: int) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise _storage_error("reading the outbox", error) from error
-
-    @contextlib.contextmanager
-    def _transaction(self, what: str) -> Iterator[None]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise _storage_error(what, error) from error
+def _join_neighbours(db: sqlite3.Connection) -> None:
+    """Gaps that follow each other become one, whatever was given up in them and why."""
+    rows = db.execute(
+        "SELECT from_seq, to_seq, prio, items FROM gaps WHERE NOT told ORDER BY from_seq"
+    ).fetchall()
+    joined: list[tuple[int, int, int, int]] = []
+    for first, last, priority, items in rows:
+        if joined and joined[-1][1] == first - 1:
+            before = joined.pop()
+            first, priority, items = before[0], min(before[2], priority), before[3] + items
+        joined.append((first, last, priority, items))
+    db.execute("DELETE FROM gaps WHERE NOT told")
+    db.executemany("INSERT INTO gaps VALUES (?,?,?,'budget',?,0)", joined)
 
 
 def _batches(events: Sequence[Event]) -> Iterator[list[Event]]:
@@ -347,16 +450,3 @@ def _batches(events: Sequence[Event]) -> Iterator[list[Event]]:
         size += length
     if batch:
         yield batch
-
-
-def _is_disk_error(error: sqlite3.Error) -> bool:
-    """The disk, not the file's content, is to blame (primary result codes of SQLite)."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-    return code in (
-        sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM,
-    )  # fmt: skip
-
-
-def _storage_error(what: str, error: sqlite3.Error) -> StorageError:
-    return StorageError(f"{what} failed: {error}", hint="Check the disk's free space, mode and health.")
