@@ -28,6 +28,8 @@ from .rollouts import AT_ONCE, Answer, Runner, scored_outputs
 
 _CACHE_BYTES: Final = 256 * MIB
 _HEAD_SAMPLES: Final = 32
+_MOST_NOISE: Final = 0.25
+"""Of an output that no label judges, over its power: a cosine of about .87."""
 _LEAST_ROWS: Final = 16
 """These are judged however long it takes."""
 _PAIRS: Final = 15
@@ -209,17 +211,57 @@ def compare(
     rows = reference.rows(most_rows)
     scores: list[list[RowScore | None]] = []
     changed: list[bool] = []
+    unjudged = _Unjudged(reference, heads)
     answers = _answers(candidate, reference.data, rows)
     for row, wanted, got in zip(rows, reference.answers(rows), answers, strict=True):
         for position, a, b in zip(reference.scored, wanted, got, strict=True):
             _check_sound(names[position], a, b, reference.data, row)
         changed.append(any(a.tobytes() != b.tobytes() for a, b in zip(wanted, got, strict=True)))
         scores.append([_score(reference, head, wanted, got, row) for head in heads])
+        unjudged.add(wanted, got)
         if time.monotonic() > deadline and _LEAST_ROWS <= len(scores) < len(rows):
             judged = _power_of_two(len(scores))
             scores, changed, rows = scores[:judged], changed[:judged], rows[:judged]
             break
+    unjudged.check()
     return _combined(reference, heads, rows, scores, any(changed), seed)
+
+
+class _Unjudged:
+    """Outputs that no label judges, such as a state beside the score: they must not be ruined unseen."""
+
+    def __init__(self, reference: Reference, heads: Sequence[Head]) -> None:
+        self._names = reference.session.output_names
+        judged = {head.output for head in heads}
+        custom = any(head.custom is not None for head in heads)  # a function is given all outputs
+        self._places = [
+            (place, position)
+            for place, position in enumerate(reference.scored)
+            if position not in judged and not custom
+        ]
+        self._sums = {position: np.zeros(4) for _, position in self._places}
+        """Noise, squares, sum and number of the elements."""
+
+    def add(self, wanted: Answer, got: Answer) -> None:
+        for place, position in self._places:
+            a, b = wanted[place], got[place]
+            if a.dtype.kind == "f":
+                finite = np.isfinite(a)
+                a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
+                self._sums[position] += np.square(b - a).sum(), np.square(a).sum(), a.sum(), a.size
+
+    def check(self) -> None:
+        """Raises `Unsound` where noise drowns an output."""
+        for position, (noise, squares, total, count) in self._sums.items():
+            power = squares - total * total / count if count else 0.0
+            # A constant output has no power of its own but its size.
+            share = noise / (power if power > 1e-12 * squares else squares or 1.0)
+            if share > _MOST_NOISE:
+                raise Unsound(
+                    Verdict.ACCURACY,
+                    f"output {self._names[position]!r}, which no label judges, is ruined: noise of "
+                    f"{share:.2f} of its power, allowed {_MOST_NOISE:g}",
+                )
 
 
 def _answers(candidate: Session, data: Dataset, rows: Sequence[int]) -> Iterator[Answer]:

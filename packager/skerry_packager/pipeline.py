@@ -18,7 +18,7 @@ from skerry_contract.errors import InputError, ModelError
 from skerry_contract.manifest import TensorSpec
 
 from .datasets import Dataset, match_dataset
-from .doubts import doubt_about_labels
+from .doubts import doubt_about_labels, refuse_useless_labels
 from .evaluate import Gate
 from .formats import format_of
 from .golden import choose_samples, golden_candidates, golden_inputs, golden_outputs, tolerances
@@ -136,6 +136,8 @@ def pack_variants(
         on_result(tried[-1])
 
     keep(judge.judge(judge.source))
+    if tried[0].fidelity is not None:
+        refuse_useless_labels(tried[0].fidelity)
     began, worked = time.monotonic(), time.process_time()
 
     def seconds_left() -> float:

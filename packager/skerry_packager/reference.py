@@ -256,9 +256,10 @@ def _prediction(session: Session, rows: _Rows, head: Head) -> ClassPrediction | 
     scores = np.concatenate([score for _, score in answers])
     counts = np.bincount(predicted, minlength=classes)
     calibration: tuple[float, ...] = ()
-    known = np.array([label is not None for label in rows.labels])
+    # A row of which fp32 gives NaN has no score to be right by.
+    known = np.array([label is not None for label in rows.labels]) & np.isfinite(scores)
     if known.any() and head.form is not Form.LABEL:
-        truth = np.array([label for label in rows.labels if label is not None])
+        truth = np.array([label for label, good in zip(rows.labels, known, strict=True) if good])
         calibration = isotonic_bins(scores[known], predicted[known] == truth)
     return replace(
         spec, probabilities=tuple(float(count) / len(predicted) for count in counts), calibration=calibration

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from skerry_packager.doubts import doubt_about_labels
+from skerry_contract.errors import DataError
+from skerry_packager.doubts import doubt_about_labels, refuse_useless_labels
+from skerry_packager.results import Fidelity
 
 BALANCED = np.array([0, 1] * 8)
 
@@ -38,3 +40,18 @@ def test_the_commonest_class_is_the_measure_of_accuracy() -> None:
     labels = np.array([0] * 9 + [1])
     assert doubt_about_labels("accuracy", 0.9, labels)
     assert not doubt_about_labels("accuracy", 0.95, labels)
+
+
+def original(metric: str, figure: float) -> Fidelity:
+    return Fidelity(
+        split="search", metric=metric, samples=40, output="p", reference=figure, candidate=figure, drop=0.0,
+        drop_bound=0.0,
+    )  # fmt: skip
+
+
+def test_labels_that_the_original_never_meets_are_refused_for_they_let_anything_pass() -> None:
+    with pytest.raises(DataError, match="none of 40 labelled rows right") as caught:
+        refuse_useless_labels(original("accuracy", 0.0))
+    assert "Classes are numbers from 0" in caught.value.hint
+    refuse_useless_labels(original("accuracy", 0.025))
+    refuse_useless_labels(original("mae", 0.0))

@@ -125,6 +125,8 @@ def test_what_is_scored_follows_from_outputs_labels_and_task() -> None:
     assert head(sigmoid, np.array([0.3, 0.8])) == ("regression", Head(0, Metric.MAE))
     with pytest.raises(DataError, match="fit none of the outputs"):
         head(logits, np.array([7, 1, 2, 3]))
+    with pytest.raises(DataError, match="fit none of the outputs"):
+        head(logits, np.array([-1, -2, -1, -3]))
     with pytest.raises(InputError, match="not known"):
         head(logits, task="guess")
 
@@ -149,6 +151,29 @@ def test_regression_is_judged_by_the_growth_of_its_error() -> None:
     assert found.drop == pytest.approx(
         (found.candidate - found.reference) / np.abs(truth - truth.mean()).mean()
     )
+
+
+def test_an_output_that_no_label_judges_must_not_be_ruined_unseen() -> None:
+    """A state beside the score: the score is as good as ever, the state is noise."""
+
+    def with_state(factor: float) -> onnx.ModelProto:
+        weights = np.eye(64, 10).astype(np.float32)
+        return build(
+            [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Mul", ["x", "f"], ["state"])],
+            {"w": weights, "f": np.array([factor], np.float32)},
+            outputs=[Value("p", TensorProto.FLOAT, ["N", 10]), Value("state", TensorProto.FLOAT, ["N", 64])],
+        )
+
+    images, _ = digits()
+    data = match_dataset({"x": images[:100], "y": images[:100, :10].argmax(-1)}, [INPUT])
+    reference = Reference(Session(with_state(1).SerializeToString()), data, "search")
+    heads = reference.heads(None)[1]
+    assert [head.output for head in heads] == [0], "only the score has labels"
+    kept = compare(reference, Session(with_state(0.95).SerializeToString()), heads)
+    assert kept.drop == 0
+    with pytest.raises(Unsound, match="output 'state', which no label judges, is ruined") as caught:
+        compare(reference, Session(with_state(-1).SerializeToString()), heads)
+    assert caught.value.verdict is Verdict.ACCURACY
 
 
 def test_dense_outputs_are_judged_by_noise_over_signal() -> None:

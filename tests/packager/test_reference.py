@@ -133,6 +133,21 @@ def test_predictions_carry_class_frequencies_and_an_isotonic_table() -> None:
     assert list(prediction.calibration) == sorted(prediction.calibration)
 
 
+def test_rows_without_a_finite_answer_are_not_in_the_calibration() -> None:
+    images, labels = digits()
+    broken = images[:600].copy()
+    broken[::3, 0] = np.inf
+    session = Session(gemm_model().SerializeToString())
+    data = match_dataset(
+        {"x": broken, "y": labels[:600]}, [TensorInfo(name="x", dtype="float32", shape=("N", 64))]
+    )
+    head = Head(0, Metric.ACCURACY, Form.PROBABILITIES)
+    prediction = build_spec(session, [data], head).prediction
+    assert prediction is not None
+    assert all(0 <= share <= 1 for share in prediction.calibration)
+    assert list(prediction.calibration) == sorted(prediction.calibration)
+
+
 def test_isotonic_bins_pool_what_falls() -> None:
     scores = np.array([0.1] * 10 + [0.5] * 10 + [0.9] * 10)
     correct = np.array([True] * 6 + [False] * 4 + [True] * 2 + [False] * 8 + [True] * 9 + [False])

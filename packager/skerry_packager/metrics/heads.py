@@ -198,9 +198,15 @@ def _class_or_number_head(
         if column.dtype.kind in "iub" and sizes[index] == per_row
     ]
     highest = int(labels.max()) if labels.dtype.kind in "iufb" else -1
+    positions = labels.dtype.kind not in "if" or int(labels.min()) >= 0
     for index, column in enumerate(columns):
         classes = samples[0][index].shape[-1] if samples[0][index].ndim else 1
-        if column.dtype.kind != "f" or classes <= max(1, highest) or sizes[index] != per_row * classes:
+        if (
+            column.dtype.kind != "f"
+            or not positions
+            or classes <= max(1, highest)
+            or sizes[index] != per_row * classes
+        ):
             continue
         # A label beside the scores wins only if it says something else: class names that are no positions.
         if not named or all(
