@@ -2,7 +2,7 @@
 
 Run it after every change of an option::
 
-    python docs/make_cli_reference.py
+    .venv/bin/python docs/make_cli_reference.py
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HEAD: Final = """\
 # The skerry command
 
 This page is made by `docs/make_cli_reference.py` from what `--help` prints. On a device there is
-`skerry-runtime` instead, which explains itself by `skerry-runtime --help`.
+`skerry-runtime` instead: see [devices](../device.md#commands).
 """
 
 
@@ -54,6 +54,8 @@ def main() -> None:
     argparse.ArgumentParser(
         description="Write docs/reference/cli.md from the help of every command."
     ).parse_args()
+    if "skerry fleet" not in sections():
+        raise SystemExit("error: skerry is not installed here, so its plugins are missing: use .venv/bin/python")
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE)
