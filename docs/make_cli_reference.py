@@ -55,7 +55,7 @@ def main() -> None:
         description="Write docs/reference/cli.md from the help of every command."
     ).parse_args()
     if "skerry fleet" not in sections():
-        raise SystemExit("error: skerry is not installed here, so its plugins are missing: use .venv/bin/python")
+        raise SystemExit("error: skerry is not installed here, its plugins are missing: use .venv/bin/python")
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE)
