@@ -48,7 +48,7 @@ DEFAULT_OPTIONS: Final = SourceOptions()
 Data = str | Path | Mapping[str, np.ndarray]
 """A path or ``module:function`` (see `skerry_packager.sources`), or the arrays themselves."""
 
-DEFAULT_TIME_LIMIT: Final = 45.0
+DEFAULT_TIME_LIMIT: Final = 30.0
 """Seconds of processor time for trying variants, after which no search goes on: most models need less."""
 _PATIENCE: Final = 10
 """Times that limit by the clock: a busy machine may take longer, an endless wait may not."""

@@ -151,7 +151,7 @@ _STEPS: Final = {
     "--time-limit",
     type=duration,
     metavar="TIME",
-    help="Processor time after which no search for a mixture of precisions goes on: 90s, 10m; 45s if not "
+    help="Processor time after which no search for a mixture of precisions goes on: 90s, 10m; 30s if not "
     "given. With more of it more rows judge a slow model.",
 )
 @click.option(
