@@ -161,7 +161,8 @@ class Story:
         self.say(f"on the bench, an image at a time: {bench:.0f} MiB. Devices grant {RAM_BUDGET_MB} MiB.")
         self.publish(3)
         before = self.counts()
-        halted = self.wait_rollout(self.roll_out(3), ("halted", "reverting", "reverted"))
+        # Long enough for a camera's request on a busy machine: golden samples alone need little memory.
+        halted = self.wait_rollout(self.roll_out(3, probation_seconds=8), ("halted", "reverting", "reverted"))
         wave = {device["device"]: device for device in halted["waves"][0]["devices"]}
         self.canaries = set(wave)
         self.wait("the first wave answers with 2.0.0 again", lambda: wave.keys() <= self.running("2.0.0"))
@@ -280,10 +281,11 @@ class Story:
     def publish(self, version: int) -> None:
         self.skerry("publish", str(self.bundle(version)))
 
-    def roll_out(self, version: int) -> str:
+    def roll_out(self, version: int, probation_seconds: int = 2) -> str:
         started = self.skerry(
             "rollout", "start", "digits", f"{version}.0.0", "--wave", "20%", "--wave", "60%",
-            "--wave", "100%", "--probation-requests", "20", "--probation-seconds", "2", "--deadline", "40",
+            "--wave", "100%", "--probation-requests", "20", "--probation-seconds",
+            str(probation_seconds), "--deadline", "40",
         )  # fmt: skip
         return str(started["id"])
 
