@@ -223,8 +223,9 @@ def pack(
     the original on your data, and measured. For every profile the best one that loses less than --max-drop
     and fits the device goes into the bundle, with the original behind it where that fits too.
 
-    The same inputs give the same bundle, byte for byte. A model that fits nowhere is refused, with the
-    numbers. One MB is 1,048,576 bytes.
+    The same inputs give the same bundle, byte for byte, unless a measurement decides: the objectives
+    latency and ram, and --max-slowdown for a profile of this machine's own architecture. A model that fits
+    nowhere is refused, with the numbers. One MB is 1,048,576 bytes.
 
     \b
     Example:
