@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from tests.packager.test_latency import made_up_table
 
 from skerry_contract.errors import ConfigError, InputError
+from skerry_packager.cli.app import skerry
 from skerry_packager.cli.profiles import profile
 from skerry_packager.costs import parse_table
 from skerry_packager.measured_profile import profile_toml
@@ -22,7 +23,8 @@ from skerry_packager.targets import target_of
 
 
 def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(profile, [str(item) for item in arguments])
+    # As the root calls it: click keeps the help option of a command's first call.
+    result = CliRunner().invoke(profile, [str(item) for item in arguments], **skerry.context_settings)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
