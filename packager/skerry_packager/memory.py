@@ -169,11 +169,6 @@ def memory_bounds(model: ModelProto, feed: Feed, sizes: Mapping[str, int] | None
     return lower, max(lower, int(upper))
 
 
-def predict_memory(model: ModelProto, feed: Feed) -> int:
-    """The lower bound alone, see `memory_bounds`."""
-    return memory_bounds(model, feed)[0]
-
-
 def _stored(graph: GraphProto) -> int:
     """Bytes of the constants of one body, however they are written."""
     constants = (a.t for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)

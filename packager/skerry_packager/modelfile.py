@@ -54,11 +54,6 @@ def parse_model(data: bytes, name: str, limits: QuarantineLimits = DEFAULT_QUARA
     Raises:
         ModelError: no ONNX model, truncated, too large, undeclared operators, EPContext.
     """
-    if data[4:8] == b"TFL3":
-        raise ModelError(
-            f"{name} is a TFLite model; this version packs ONNX only",
-            hint="Convert it (python -m tf2onnx.convert --tflite ...), or pack the original model.",
-        )
     for signature, what, hint in _SIGNATURES:
         if data.startswith(signature):
             raise ModelError(f"{name} is no ONNX model: it looks like {what}", hint=hint)

@@ -123,9 +123,9 @@ def pack_variants(
     samples = [splits.calibration.feed(row) for row in range(min(3, len(splits.calibration)))]
     prepared = model_format.prepare(path, inspection, samples, targets)
     begin(FP32)
-    judge = Judge(
-        model_format, prepared, splits, Gate(max_drop), task, metric, seed, time_limit / DEFAULT_TIME_LIMIT
-    )
+    # More time lets more rows judge; less of it only shortens searches.
+    effort = max(1.0, time_limit / DEFAULT_TIME_LIMIT)
+    judge = Judge(model_format, prepared, splits, Gate(max_drop), task, metric, seed, effort)
     tried: list[VariantResult] = []
 
     def keep(result: VariantResult) -> None:

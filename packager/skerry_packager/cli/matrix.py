@@ -12,7 +12,7 @@ from skerry_contract.errors import IncompatibleError
 
 from .. import console
 from ..results import Progress
-from .options import EXISTING_FILE, json_option, key_password, public_key_option
+from .options import EXISTING_FILE, json_option, key_password, password_env_option, public_key_option
 
 
 @click.command()
@@ -39,11 +39,7 @@ from .options import EXISTING_FILE, json_option, key_password, public_key_option
     metavar="KEY",
     help="Private key: writes the bundle again with what was found as evidence in it, to --out.",
 )
-@click.option(
-    "--password-env",
-    metavar="VAR",
-    help="Environment variable with the key's password; asked for if not given.",
-)
+@password_env_option
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="The bundle with the evidence, for --sign."
 )

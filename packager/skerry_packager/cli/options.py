@@ -23,6 +23,11 @@ _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LABEL: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,62})=(.{0,256})")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+password_env_option = click.option(
+    "--password-env",
+    metavar="VAR",
+    help="Environment variable with the key's password; asked for if not given.",
+)
 
 
 def public_key_option(*, required: bool) -> Callable[[F], F]:

@@ -15,7 +15,7 @@ from ..packing import DEFAULT_SLOWDOWN, MONITORS, OwnBudgets, Packed, PackReques
 from ..packing import pack as pack_model
 from ..results import Objective
 from ..runlog import variant_row
-from .options import EXISTING_FILE, Limit, duration, json_option, key_password, loss
+from .options import EXISTING_FILE, Limit, duration, json_option, key_password, loss, password_env_option
 from .runs import run_log_option, show_drawings, show_variants
 from .source_options import with_source_options
 
@@ -71,11 +71,7 @@ _STEPS: Final = {
     metavar="KEY",
     help="Private key that signs (see 'skerry keys init').",
 )
-@click.option(
-    "--password-env",
-    metavar="VAR",
-    help="Environment variable with the key's password; asked for if not given.",
-)
+@password_env_option
 @click.option(
     "--objective",
     type=click.Choice([objective.value for objective in Objective]),
