@@ -133,7 +133,7 @@ def test_what_ram_could_not_hold_while_the_disk_failed_is_a_gap(
 def test_a_disk_that_hangs_blocks_nobody_and_fills_no_memory(
     tmp_path: Path, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_HELD", 10)
+    monkeypatch.setattr(module, "MAX_QUEUED", 10)
     hangs, entered = threading.Event(), threading.Event()
     append = Outbox.append_window
 

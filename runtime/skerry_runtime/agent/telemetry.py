@@ -36,7 +36,9 @@ ACK_SECONDS: Final = 30.0
 """Without progress for so long, the oldest rows are sent again; doubles up to `ACK_SECONDS_MOST`."""
 ACK_SECONDS_MOST: Final = 600.0
 MAX_HELD: Final = 4096
-"""Items held in RAM while the disk fails, and again in the queue while it hangs."""
+"""Items held in RAM while the disk fails."""
+MAX_QUEUED: Final = 4096
+"""Items that wait in the queue while the disk hangs."""
 RETRY_SECONDS: Final = 1.0
 """Until a disk that failed is tried again."""
 GAP_SECONDS: Final = 600.0
@@ -155,7 +157,7 @@ class Telemetry:
         return self._status
 
     def _hand_over(self, item: _Item) -> None:
-        if self._inbox.qsize() < MAX_HELD:
+        if self._inbox.qsize() < MAX_QUEUED:
             self._inbox.put(item)
         else:
             self._overflow.append(item.priority)
@@ -172,6 +174,8 @@ class Telemetry:
         stopping = False
         while not stopping:
             stopping = self._take_inbox(outbox)
+            while self._overflow:
+                self._note_lost(self._overflow.popleft())
             try:
                 if outbox is not None and outbox.broken:
                     outbox.close()
@@ -269,8 +273,6 @@ class Telemetry:
 
     def _store(self, outbox: Outbox, *, flush: bool) -> None:
         """Commit windows and critical events; gather the others."""
-        while self._overflow:
-            self._note_lost(self._overflow.popleft())
         if self._lost:
             outbox.give_up_unstored(dict(self._lost), "disk")
             self._lost.clear()
