@@ -48,11 +48,11 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 tree=$work/tree
 umask 022
-mkdir -p "$tree/DEBIAN" "$tree/lib/systemd/system" "$tree/usr/lib/sysusers.d" "$tree/usr/share/skerry/wheels" \
+mkdir -p "$tree/DEBIAN" "$tree/usr/lib/systemd/system" "$tree/usr/lib/sysusers.d" "$tree/usr/share/skerry/wheels" \
     "$tree/usr/share/doc/skerry-runtime"
 install -m 644 "$wheels"/*.whl "$tree/usr/share/skerry/wheels/"
 install -m 755 "$devices/install.sh" "$tree/usr/share/skerry/install.sh"
-install -m 644 "$devices/systemd/skerry-runtime.service" "$tree/lib/systemd/system/"
+install -m 644 "$devices/systemd/skerry-runtime.service" "$tree/usr/lib/systemd/system/"
 install -m 644 "$devices/systemd/skerry.sysusers" "$tree/usr/lib/sysusers.d/skerry.conf"
 install -m 644 "$devices/debian/copyright" "$tree/usr/share/doc/skerry-runtime/copyright"
 size=$(du -sk "$tree" | cut -f1)

@@ -21,6 +21,7 @@ from skerry_contract.errors import InputError, StorageError
 from skerry_contract.manifest import (
     BlobRef,
     Budgets,
+    Execution,
     Lineage,
     Manifest,
     Requirements,
@@ -47,6 +48,8 @@ class Identity:
     release: int
     labels: tuple[str, ...] = ()
     security_floor: int = 0
+    execution: Execution = field(default_factory=Execution)
+    """How every variant should run where a device can."""
     budgets: Budgets = field(default_factory=Budgets)
 
 
@@ -69,6 +72,8 @@ def assemble(identity: Identity, result: PackResult, lineage: Lineage) -> Assemb
     Raises:
         ManifestError: the name, the version or a label cannot be in a manifest.
     """
+    from .requirements import min_engine  # brings onnx
+
     blobs: dict[Digest, bytes] = {}
 
     def store(data: bytes) -> BlobRef:
@@ -92,7 +97,13 @@ def assemble(identity: Identity, result: PackResult, lineage: Lineage) -> Assemb
                 model=store(chosen.model),
                 golden_outputs=store(result.golden.outputs[chosen.name]),
                 tolerances=result.golden.tolerances[chosen.name],
-                requires=Requirements(ir=chosen.ir, opset=chosen.opset, ram_bytes=chosen.ram_predicted_bytes),
+                requires=Requirements(
+                    min_engine=min_engine(chosen.model),
+                    ir=chosen.ir,
+                    opset=chosen.opset,
+                    ram_bytes=chosen.ram_predicted_bytes,
+                ),
+                execution=identity.execution,
                 recipe=chosen.recipe,
                 evaluation=_evaluation(chosen),
                 profiles=tuple(choice.target for choice in result.choices if chosen.name in choice.variants),

@@ -89,13 +89,16 @@ def print_json(value: Any) -> None:
     )
 
 
-def print_error(message: str, hint: str = "") -> None:
-    """What was wrong, and what to do next."""
+def print_error(message: str, hint: str = "", lines: Sequence[str] = ()) -> None:
+    """What was wrong, and what to do next; ``lines`` say both in their place."""
     from rich.text import Text
 
     console = stderr()
-    console.print(Text.assemble(("error: ", "bold red"), clean(message)), soft_wrap=True)
-    if hint:
+    first, *others = lines or (message,)
+    console.print(Text.assemble(("error: ", "bold red"), clean(first)), soft_wrap=True)
+    for line in others:
+        console.print(Text(clean(line), style="cyan" if line.startswith("→") else ""), soft_wrap=True)
+    if hint and not lines:
         console.print(Text(f"→ {clean(hint)}", style="cyan"), soft_wrap=True)
 
 

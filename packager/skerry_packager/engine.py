@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from skerry_contract.errors import EngineError, MemoryBudgetError, ModelError
+from skerry_contract.manifest import TensorSpec
 from skerry_runtime.worker.engines import Engine, Signature, import_engine
 from skerry_runtime.worker.engines.onnx import OnnxEngine
 
@@ -52,6 +53,16 @@ class Session:
         self.input_names = tuple(signature.name for signature in self.inputs)
         self.output_names = tuple(signature.name for signature in self.outputs)
 
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as a manifest says them."""
+        return _specs(self.inputs)
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The outputs as a manifest says them."""
+        return _specs(self.outputs)
+
     def reset(self) -> None:
         """Forget what the model keeps from one inference to the next; most keep nothing."""
         self._session.reset()
@@ -70,6 +81,10 @@ class Session:
                 hint="Check the shapes and values of the data against what the model was trained on.",
             ) from error
         return [np.asarray(results[name]) for name in names or self.output_names]
+
+
+def _specs(signatures: Sequence[Signature]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=s.name, datatype=s.datatype, shape=s.shape) for s in signatures)
 
 
 def brief(error: BaseException) -> str:

@@ -83,7 +83,10 @@ class Reference:
         self._order = self._order[: max(most_rows, _LEAST_ROWS)]
         wanted = len(self._order)
         seen: list[set[bytes]] = [set() for _ in self.scored]
+        strange = 0
         for done, answer in enumerate(self.answers(self._order), start=1):
+            sound = all(output.dtype.kind != "f" or np.isfinite(output).all() for output in answer)
+            strange += not sound and self.data.finite(self._order[done - 1])
             for values, output in zip(seen, answer, strict=True):
                 if len(values) < 2 and output.size:
                     values.update((output.min().tobytes(), output.max().tobytes()))
@@ -95,6 +98,11 @@ class Reference:
             for position, values in zip(self.scored, seen, strict=True)
             if len(values) == 1 and done > 1
         ]
+        if strange:
+            notes.append(
+                f"{self.split}: fp32 gives NaN or infinite values on {strange} of {done} rows whose data has "
+                "none: a device answers such inputs with an error"
+            )
         if wanted < given:
             notes.append(
                 f"{self.split}: {wanted} of {given} rows judge, for one inference takes much work: "

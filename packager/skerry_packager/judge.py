@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from skerry_contract.digests import digest_of
-from skerry_contract.errors import ModelError
+from skerry_contract.errors import ModelError, SelfTestError
+from skerry_runtime.worker.loaded import check_signature
 
 from .engine import Feed, Session
 from .evaluate import Gate, Reference, Unsound, compare, measure_latency
@@ -101,8 +102,16 @@ class Judge:
         )
 
     def judge_made(self, name: str, make: Callable[[], Outcome]) -> VariantResult:
-        """Generate a candidate and judge it; a candidate equal to its source is no candidate."""
-        outcome = make()
+        """Generate a candidate and judge it."""
+        return self.judge_outcome(make(), name)
+
+    def judge_outcome(self, outcome: Outcome, name: str = "") -> VariantResult:
+        """Judge what a generator gave; a candidate equal to its source is no candidate.
+
+        Args:
+            name: what a variant that was not made is called; empty takes the generator's own name.
+        """
+        name = name or outcome.name
         if isinstance(outcome, Skipped):
             return VariantResult(
                 name=name, verdict=Verdict.SKIPPED, reason=outcome.reason, recipe=outcome.recipe
@@ -139,7 +148,13 @@ class Judge:
             session = self.session(data)
         except ModelError as error:
             return replace(result, verdict=Verdict.CRASH, reason=error.message)
-        lower, upper = self.format.memory_bounds(data, self.timed[0], probed.sizes)
+        try:
+            # As the device compares them with the manifest, which says what fp32's are.
+            check_signature("input", self.fp32.input_specs, session.inputs)
+            check_signature("output", self.fp32.output_specs, session.outputs)
+        except SelfTestError as error:
+            return replace(result, verdict=Verdict.SHAPE, reason=error.message)
+        lower, upper = candidate.ram_bounds or self.format.memory_bounds(data, self.timed[0], probed.sizes)
         result = replace(
             result,
             memory=probed.memory,
@@ -153,7 +168,8 @@ class Judge:
             return replace(result, verdict=unsound.verdict, reason=unsound.reason)
         latency = measure_latency(self.fp32, session, self.timed)
         result = replace(result, fidelity=fidelity, latency=latency)
-        if candidate.name != FP32 and not fidelity.changed and result.size_bytes >= len(self._packed):
+        smaller = result.size_bytes < len(self._packed) or candidate.ram_bounds is not None
+        if candidate.name != FP32 and not fidelity.changed and not smaller:
             return replace(
                 result, verdict=Verdict.SKIPPED, reason="nothing gained: the outputs equal fp32's, no smaller"
             )

@@ -12,12 +12,10 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -32,12 +30,14 @@ from . import graphs
 from .engine import ENGINE, Feed
 from .modelfile import stored_bytes
 from .operations import from_profile
+from .requirements import is_ort
 from .results import Memory
+from .scratch import scratch
 
 ENGINE_BASE_BYTES: Final = 40 * MIB
 """Python, numpy and onnxruntime 1.32 without a model: 44.6 MiB measured on x86_64, rounded down."""
-_UPPER_BASE_BYTES: Final = 64 * MIB
-"""The same rounded up, with what the first session allocates whatever its model."""
+_UPPER_BASE_BYTES: Final = 68 * MIB
+"""The same rounded up, with the runtime's own code and what the first session allocates for any model."""
 _WEIGHTS_COPIED, _WEIGHTS_KEPT, _ACTIVATIONS_KEPT = 3.5, 1.5, 4.5
 """Upper bound: weights of models with convolutions, those of models with products only, activations."""
 _BODIES_KEPT: Final = 2.0
@@ -77,7 +77,7 @@ class Probe:
 
     memory: Memory
     operations: tuple[Work, ...] = ()
-    """What the engine executes; of TFLite what the file says, before fusions."""
+    """What the engine executes; of TFLite what the file says, before fusions; of a mapped form nothing."""
     sizes: Mapping[str, int] | None = None
     """Bytes of values whose shape no inference knows, as they were in that run; only of ONNX."""
 
@@ -88,6 +88,8 @@ def probe(model: bytes, feed: Feed, engine: str = ENGINE.name, runs: int = _RUNS
         from .tflite_operations import from_tflite  # only where the extra is installed
 
         return Probe(measure_memory(model, feed, runs, engine), from_tflite(model))
+    if is_ort(model):
+        return Probe(measure_memory(model, feed, runs, engine))
     plain = onnx.load_model_from_string(model)
     named = b""
     if _unknown(_bound(plain, feed).graph):
@@ -124,15 +126,14 @@ def _in_fresh_process(
 ) -> dict[str, Any]:
     """The answer of `memory_child`. With `named` profiles are made, too: of it, if it is not empty."""
     profiles = [] if named is None else ["fused", "plain"] if named else ["fused"]
-    with tempfile.TemporaryDirectory(prefix="skerry-memory-") as scratch:
-        folder = Path(scratch)
+    with scratch("memory") as folder:
         (folder / "model").write_bytes(model)
         if named:
             (folder / "named").write_bytes(named)
         arrays = {f"input{number}": array for number, array in enumerate(feed.values())}
         np.savez(folder / "feed.npz", **arrays)  # type: ignore[arg-type] # numpy's stub mistakes them for allow_pickle
         request = {
-            "sys_path": sys.path, "folder": scratch, "names": list(feed), "runs": runs, "engine": engine,
+            "sys_path": sys.path, "folder": str(folder), "names": list(feed), "runs": runs, "engine": engine,
             "profiles": profiles,
         }  # fmt: skip
         try:
@@ -161,12 +162,31 @@ def memory_bounds(model: ModelProto, feed: Feed, sizes: Mapping[str, int] | None
     """
     bound = _bound(model, feed)
     known = {**(sizes or {}), **_sizes(bound.graph)}
-    inner = sum(_stored(graph) for body in graphs.subgraphs(bound.graph) for graph in graphs.all_graphs(body))
+    _, inner = _constants(bound)
     weights, plain, shared = _liveness(bound.graph, known)
     kept = _WEIGHTS_COPIED if _reorders(bound) else _WEIGHTS_KEPT
     lower = ENGINE_BASE_BYTES + weights + inner + shared
     upper = _UPPER_BASE_BYTES + kept * (weights + inner) + _BODIES_KEPT * inner + _ACTIVATIONS_KEPT * plain
     return lower, max(lower, int(upper))
+
+
+def weight_bytes(model: ModelProto) -> int:
+    """What the constants take in memory, those of bodies included."""
+    return sum(_constants(_bound(model, {})))
+
+
+def mapped_bounds(model: ModelProto, lower: int, upper: int) -> tuple[int, int]:
+    """What is left of a model's bounds where its constants are mapped from the file."""
+    weights, inner = _constants(_bound(model, {}))
+    kept = _WEIGHTS_COPIED if _reorders(model) else _WEIGHTS_KEPT
+    lower = max(ENGINE_BASE_BYTES, lower - weights - inner)
+    return lower, max(lower, int(upper - kept * (weights + inner)), _UPPER_BASE_BYTES)
+
+
+def _constants(bound: ModelProto) -> tuple[int, int]:
+    """Bytes of the constants that are read, and of those in bodies."""
+    inner = sum(_stored(graph) for body in graphs.subgraphs(bound.graph) for graph in graphs.all_graphs(body))
+    return _liveness(bound.graph, _sizes(bound.graph))[0], inner
 
 
 def _stored(graph: GraphProto) -> int:

@@ -22,7 +22,7 @@ from skerry_contract.bundle import SUFFIX
 from skerry_contract.digests import Digest
 from skerry_contract.errors import InputError, SkerryError, StorageError
 from skerry_contract.limits import MIB
-from skerry_contract.manifest import TASKS, Budgets, TensorSpec
+from skerry_contract.manifest import TASKS, Budgets, Execution, TensorSpec
 from skerry_contract.monitoring import parse_spec
 
 from .build import Identity, assemble, budgets_for, check_writable, sign_and_write
@@ -99,6 +99,10 @@ class PackRequest:
     """The command line that packs the same again, for the log and the report."""
     budgets: OwnBudgets = field(default_factory=OwnBudgets)
     security_floor: int = 0
+    threads: int = 1
+    """Of an inference, on a device that has the cores."""
+    providers: tuple[str, ...] = ()
+    """Accelerators that a device uses where it has them, best first."""
     run_log: Path = DEFAULT_PATH
 
 
@@ -229,9 +233,16 @@ def _check(request: PackRequest) -> _Plan:
         check_writable(request.report)
     _check_outputs(request, path)
     # Imported here: they bring numpy and the engine.
+    from skerry_runtime.worker.engines.providers import PROVIDERS
+
     from .latency import read_measurements
     from .targets import target_of
 
+    if unknown := [name for name in request.providers if name not in PROVIDERS]:
+        raise InputError(
+            f"{unknown[0][:80]!r} is no provider that devices know",
+            hint=f"Known: {', '.join(sorted(PROVIDERS))}.",
+        )
     told = None if request.lineage is None else read_lineage(request.lineage)
     measured = () if request.measurements is None else read_measurements(request.measurements)
     return _Plan(
@@ -335,6 +346,9 @@ def _pack(
         release=plan.release,
         labels=labels,
         security_floor=request.security_floor,
+        execution=Execution(
+            providers=request.providers, threads=request.threads if request.threads > 1 else 0
+        ),
         budgets=_budgets(plan.profiles, request.budgets),
     )
     assembled = assemble(identity, result, lineage)

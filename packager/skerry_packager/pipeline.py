@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 
 from skerry_contract.errors import InputError, ModelError
-from skerry_contract.manifest import TensorSpec
 
 from .datasets import Dataset, match_dataset
 from .doubts import doubt_about_labels, refuse_useless_labels
@@ -43,6 +42,7 @@ from .sources.read import read_source
 from .splits import Splits, make_splits
 from .states import find_states
 from .variants.candidate import Job
+from .variants.mapped import parents
 
 DEFAULT_OPTIONS: Final = SourceOptions()
 Data = str | Path | Mapping[str, np.ndarray]
@@ -157,6 +157,10 @@ def pack_variants(
         begin(name)
         keep(judge.judge_made(name, make))
     begin("select")
+    for parent in parents(tried, targets, objective):
+        outcome = model_format.mapped(parent)
+        if outcome is not None:
+            keep(judge.judge_outcome(outcome))
     tried, choices = _settle(tried, targets, objective, judge, alternatives)
     chosen = tuple(dict.fromkeys(name for choice in choices for name in choice.variants))
     begin("golden")
@@ -171,10 +175,8 @@ def pack_variants(
     progress("done", len(steps), len(steps))
     return PackResult(
         inspection=inspection,
-        inputs=tuple(TensorSpec(name=s.name, datatype=s.datatype, shape=s.shape) for s in judge.fp32.inputs),
-        outputs=tuple(
-            TensorSpec(name=s.name, datatype=s.datatype, shape=s.shape) for s in judge.fp32.outputs
-        ),
+        inputs=judge.fp32.input_specs,
+        outputs=judge.fp32.output_specs,
         task=judge.task,
         metric=judge.heads[0].name,
         objective=objective,

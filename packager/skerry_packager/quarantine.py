@@ -12,7 +12,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any, Final
 
 from skerry_contract.errors import ModelError, from_code
 from skerry_contract.limits import GIB, MIB
+
+from .scratch import scratch
 
 _BOOT: Final = (
     "import json, sys; args = json.loads(sys.stdin.readline()); sys.path[:] = args.pop('sys_path'); "
@@ -64,14 +65,14 @@ def run_quarantined(path: Path, limits: QuarantineLimits = DEFAULT_QUARANTINE) -
             f"{path.name} has {size} bytes; at most {limits.file_bytes} are accepted",
             hint="Keep large weights in an external data file beside the model.",
         )
-    with tempfile.TemporaryDirectory(prefix="skerry-quarantine-") as scratch:
+    with scratch("quarantine") as folder:
         request = {"sys_path": sys.path, "path": str(path.absolute()), "limits": asdict(limits)}
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", _BOOT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=scratch,
+            cwd=folder,
             env={name: os.environ[name] for name in _INHERITED if name in os.environ}
             | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,

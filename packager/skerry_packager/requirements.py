@@ -19,6 +19,10 @@ from . import graphs
 ONNX_LIBRARIES: Final = ("onnxruntime",)
 TFLITE_LIBRARIES: Final = ("ai-edge-litert", "tflite-runtime")
 _TFLITE_MARK: Final = b"TFL3"
+_ORT_MARK: Final = b"ORTM"
+MAPPED_SINCE: Final = "1.23"
+"""Oldest onnxruntime that was seen to load what the newest converts to its own format: 12 real models, by
+1.23.2, 1.28 and 1.32."""
 _COMPUTING: Final = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"))
 
 
@@ -56,12 +60,14 @@ class _Gap:
 
 @lru_cache(maxsize=16)  # as many models as one run has variants
 def requirements(model: bytes, engine: str = "onnx") -> tuple[Requirement, ...]:
-    """Every operator that a model file asks for, each form once, sorted; of a TFLite file none is known.
+    """Every operator that a model file asks for, each form once, sorted.
+
+    Of a file of TFLite, or in onnxruntime's own format, none is known.
 
     Args:
         engine: ``onnx`` or ``tflite``, as in the manifest.
     """
-    if engine != "onnx":
+    if engine != "onnx" or is_ort(model):
         return ()
     return tuple(sorted(set(_required(onnx.load_model_from_string(model)))))
 
@@ -110,6 +116,16 @@ def is_tflite(model: bytes) -> bool:
     return model[4:8] == _TFLITE_MARK
 
 
+def is_ort(model: bytes) -> bool:
+    """Whether a model file is in onnxruntime's own format, by its mark."""
+    return model[4:8] == _ORT_MARK
+
+
+def min_engine(model: bytes) -> str:
+    """Lowest version of the engine that loads a file, where that is known; else empty."""
+    return MAPPED_SINCE if is_ort(model) else ""
+
+
 def lacking(model: bytes, engines: Mapping[str, str]) -> list[str]:
     """Why no engine of a device loads a model; empty if one does, as far as is known.
 
@@ -127,6 +143,12 @@ def lacking(model: bytes, engines: Mapping[str, str]) -> list[str]:
         return [f"it needs an engine for {'TFLite' if tflite else 'ONNX'}; there is {have}"]
     if tflite:
         return []
+    if is_ort(model):
+        return [
+            f"a mapped model needs {library} {MAPPED_SINCE}; there is {version}"
+            for library, version in fitting.items()
+            if _number(version) < _number(MAPPED_SINCE)
+        ]
     needed = requirements(model)
     return [
         f"{gap.what} is not in {library} {'.'.join(version.split('.')[:2])}"

@@ -180,18 +180,35 @@ _ERRORS: Final = (
 """The error where all passing variants break one of these budgets."""
 
 
+_SMALLER: Final = "Train a smaller model."
+
+
 def _nothing_fits(
     results: Sequence[VariantResult], target: Target, alternatives: Sequence[Target]
 ) -> BudgetError:
+    """The error; its notes say the same line by line, for people."""
     passing = [result for result in results if result.passed]
     problems = {result.name: misfits(result, target) for result in passing}
-    lines = [f"{name}: {'; '.join(one.text for one in found)}" for name, found in problems.items()]
-    message = f"no variant fits {target.name}: {' | '.join(lines) or 'none passed'}"
-    hint = "; ".join(_what_would_fit(results, target, alternatives)) + ". Otherwise train a smaller model."
-    for budgets, error in _ERRORS:
+    texts = {name: "; ".join(one.text for one in found) for name, found in problems.items()}
+    needs = _what_would_fit(results, target, alternatives)
+    what = f"no variant fits {target.name}"
+    message = f"{what}: {' | '.join(f'{name}: {text}' for name, text in texts.items()) or 'none passed'}"
+    hint = f"What would fit: {'; '.join(needs)}. Else train a smaller model." if needs else _SMALLER
+    error = BudgetError(message, hint=hint)
+    for budgets, kind in _ERRORS:
         if passing and all(any(one.what in budgets for one in found) for found in problems.values()):
-            return error(message, hint=hint)
-    return BudgetError(message, hint=hint)
+            error = kind(message, hint=hint)
+            break
+    width = max(map(len, texts), default=0)
+    error.add_note(f"{what}:" if texts else f"{what}: none passed")
+    for name, text in texts.items():
+        error.add_note(f"  {name.ljust(width)}  {text}")
+    if needs:
+        error.add_note("What would fit:")
+        for need in needs:
+            error.add_note(f"  - {need}")
+    error.add_note("→ Take one of these, or train a smaller model." if needs else f"→ {_SMALLER}")
+    return error
 
 
 def _what_would_fit(
@@ -202,25 +219,25 @@ def _what_would_fit(
     if passing:
         smallest, leanest = min(result.size_bytes for result in passing), min(map(ram_bytes, passing))
         needs.append(
-            f"a profile with {show_bytes(smallest)} for the model and {show_bytes(leanest)} of memory fits"
+            f"a profile with {show_bytes(smallest)} for the model and {show_bytes(leanest)} of memory"
         )
-    takers = [
-        f"{other.name} ({min(fitting, key=lambda result: result.size_bytes).name})"
-        for other in alternatives
-        if other.name != target.name
-        and (fitting := [result for result in passing if not misfits(result, other)])
+    takers: dict[str, list[str]] = {}
+    for other in alternatives:
+        fitting = [result for result in passing if not misfits(result, other)]
+        if other.name != target.name and fitting:
+            takers.setdefault(min(fitting, key=lambda result: result.size_bytes).name, []).append(other.name)
+    needs += [
+        f"the profile{'s' if len(names) > 1 else ''} {', '.join(names)} ({variant})"
+        for variant, names in takers.items()
     ]
-    if takers:
-        needs.append(f"it fits {', '.join(takers)}")
-    failing = [
-        f"{result.name} ({show_bytes(result.size_bytes)}; {result.verdict}: {result.reason}"
+    needs += [
+        f"a larger --max-drop: {result.name} ({show_bytes(result.size_bytes)};"
+        f" {result.verdict}: {result.reason}"
         + (f"; --max-drop {drop:.4f} takes it" if (drop := _needed_drop(result)) else "")
         + ")"
         for result in results
         if not result.passed and result.model and not misfits(result, target)
     ]
-    if failing:
-        needs.append(f"with a larger --max-drop: {', '.join(failing)}")
     return needs
 
 

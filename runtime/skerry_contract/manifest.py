@@ -96,6 +96,17 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a variant should run where the device can; what it lacks costs speed, never the answer."""
+
+    providers: tuple[str, ...] = ()
+    """Accelerators by name, such as ``cuda``, best first; the processor itself follows all of them."""
+    threads: int = 0
+    """At once in one inference; 0 is one, and more than the device has cores is as many as it has."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """One form of the model: what a device downloads and runs."""
 
@@ -108,6 +119,7 @@ class Variant:
     tolerances: Mapping[str, Tolerance]
     """By output name; every output has one."""
     requires: Requirements = field(default_factory=Requirements)
+    execution: Execution = field(default_factory=Execution)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """How the variant was made: enough to make it again."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
@@ -296,6 +308,7 @@ def _variant(r: Reader, limits: Limits) -> Variant:
             for name, value in tolerances.items()
         },
         requires=_requirements(Reader(r.take("requires", dict, {}), f"{r.where}.requires")),
+        execution=_execution(Reader(r.take("execution", dict, {}), f"{r.where}.execution")),
         recipe=r.take("recipe", dict, _NOTHING),
         evaluation=r.take("evaluation", dict, _NOTHING),
         profiles=_strings(r, "profiles", 64),
@@ -322,6 +335,14 @@ def _requirements(r: Reader) -> Requirements:
         ram_bytes=_at_least(0, r.take("ram_bytes", int, 0), f"{r.where}.ram_bytes"),
         unknown=r.rest(),
     )
+
+
+def _execution(r: Reader) -> Execution:
+    providers = _strings(r, "providers", 16)
+    for provider in providers:
+        _match(_NAME, provider, f"{r.where}.providers", "lower-case letters, digits, '.', '_' or '-'")
+    threads = _at_least(0, r.take("threads", int, 0), f"{r.where}.threads")
+    return Execution(providers=providers, threads=threads, unknown=r.rest())
 
 
 def _budgets(r: Reader) -> Budgets:
@@ -438,13 +459,16 @@ def _dump_variant(v: Variant) -> dict[str, Any]:
         "golden_outputs": _flat(v.golden_outputs),
         "tolerances": {name: _flat(tolerance) for name, tolerance in v.tolerances.items()},
         "requires": _flat(v.requires),
+        **({} if v.execution == Execution() else {"execution": _flat(v.execution)}),
         "recipe": v.recipe,
         "evaluation": v.evaluation,
         "profiles": list(v.profiles),
     }
 
 
-def _flat(item: BlobRef | TensorSpec | Tolerance | Requirements | Budgets | Lineage) -> dict[str, Any]:
+def _flat(
+    item: BlobRef | TensorSpec | Tolerance | Requirements | Execution | Budgets | Lineage,
+) -> dict[str, Any]:
     """A dataclass without nesting: its unknown fields first, so that known ones win."""
     known = {name: getattr(item, name) for name in item.__dataclass_fields__ if name != "unknown"}
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}

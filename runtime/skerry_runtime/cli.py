@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from skerry_contract.errors import ConfigError, SkerryError
+from skerry_contract.errors import ConfigError, SkerryError, StorageError
 
 from .agent import machine
 from .cli_common import DONE, FAILED, UNREACHABLE, USAGE, UnreachableError, say_error
@@ -231,7 +231,7 @@ def _count(least: int, most: int = _MOST_REQUESTS) -> Callable[[str], int]:
 
 def _run(options: argparse.Namespace) -> int:
     from .agent import control
-    from .agent.log import set_up
+    from .agent.log import get_logger, set_up
 
     ring = set_up(options.log, options.log_level)
     config = load_config(options.config, insecure_dev=options.insecure_dev)
@@ -243,12 +243,18 @@ def _run(options: argparse.Namespace) -> int:
     from .agent.daemon import Daemon
 
     daemon = Daemon(config)
-    server = control.ControlServer(daemon, config.control_socket, ring)
-    server.start()
+    server = None
+    try:
+        server = control.ControlServer(daemon, config.control_socket, ring)
+        server.start()
+    except StorageError as error:
+        # Serving goes first: a disk that has become read-only takes no socket.
+        get_logger("control").error("nobody can ask or steer this daemon", extra={"error": error})
     try:
         daemon.run()
     finally:
-        server.close()
+        if server is not None:
+            server.close()
     return DONE
 
 

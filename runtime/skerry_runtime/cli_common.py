@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from skerry_contract.errors import SkerryError, UnavailableError
 
@@ -14,6 +15,7 @@ from .agent import control
 from .config import DeviceConfig, load_config
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+_NARROWEST: Final = 40
 
 
 class UnreachableError(Exception):
@@ -63,6 +65,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> 
         ).rstrip()
         for row in cells
     )
+
+
+def fold(line: str, columns: int, indent: str) -> list[str]:
+    """A line as several of at most so many columns (40 at least), broken between words."""
+    return textwrap.wrap(
+        line, max(columns, _NARROWEST), subsequent_indent=indent, break_on_hyphens=False,
+        break_long_words=False,
+    )  # fmt: skip
 
 
 def say_error(error: SkerryError, code: int, options: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -37,14 +39,20 @@ def profile(options: argparse.Namespace) -> int:
 
 
 def describe(result: Mapping[str, Any], top: int) -> str:
-    """The operators and the nodes that take most of the time. Pure."""
-    outside = max(0.0, result["run_us"] - result["kernels_us"])
+    """The operators and the nodes that take most of the time, or why nothing is known of them. Pure."""
     what = f"{result['model']} {result['version']} ({result['variant']})"
+    times = "  ".join(f"{name} {us:.1f}" for name, us in result["latency_us"].items())
     lines = [
-        f"{what} on {result['engine']}, {result['runs']} runs",
-        f"one inference {result['run_us']:.1f} us: {result['kernels_us']:.1f} in operators,"
-        f" {outside:.1f} around them (the profiler's own cost included)",
+        f"{what} on {result['engine']}, {result['runs']:,} inferences",
+        f"one inference {result['run_us']:.1f} us on average; in us: {times}",
     ]
+    if not result["operators"]:
+        return "\n".join([*lines, *textwrap.wrap(result["note"], 80, break_on_hyphens=False)])
+    outside = max(0.0, result["profiled_us"] - result["kernels_us"])
+    lines.append(
+        f"with the profiler {result['profiled_us']:.1f} us:"
+        f" {result['kernels_us']:.1f} in operators, {outside:.1f} around them"
+    )
     operators = [
         (row["operator"], str(row["nodes"]), f"{row['us']:.1f}", f"{row['share']:.1%}")
         for row in result["operators"][:top]
@@ -60,13 +68,16 @@ def describe(result: Mapping[str, Any], top: int) -> str:
 
 def _run(folder: Path, seconds: float) -> Mapping[str, Any]:
     # -I: neither the environment nor the current folder can plant a module in it.
-    command = [sys.executable, "-I", "-m", CHILD, str(folder), str(seconds)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds + _SPARE_SECONDS, check=False, cwd="/"
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError(f"the profile did not end within {error.timeout:.0f} s") from error
+    # The trace's folder is made here, so that it goes also if the child dies.
+    with tempfile.TemporaryDirectory(prefix="skerry-profile-") as scratch:
+        command = [sys.executable, "-I", "-m", CHILD, str(folder), str(seconds), scratch]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds + _SPARE_SECONDS, check=False,
+                cwd="/",
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError(f"the profile did not end within {error.timeout:.0f} s") from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EngineError(f"the profiling process ended with status {done.returncode}: {last}")

@@ -16,6 +16,8 @@ from typing import Any, Final
 from skerry_contract.errors import ConfigError, MessageError
 from skerry_contract.topics import check_id
 
+from .agent.flash import DEFAULT_ENDURANCE, MAKERS_AMPLIFICATION, Endurance
+
 DEFAULT_PATH: Final = Path("/etc/skerry/device.toml")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a Unix socket's path on Linux."""
@@ -43,6 +45,11 @@ class TrustConfig:
     """May sign bundles."""
     director: str = ""
     """Signs desired states."""
+
+    def by_place(self) -> dict[str, str]:
+        """Each key by its place in the configuration, such as ``trust.engineers[0]``."""
+        keys = {f"trust.engineers[{index}]": pem for index, pem in enumerate(self.engineers)}
+        return {**keys, "trust.director": self.director} if self.director else keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,7 @@ class DeviceConfig:
     budgets: BudgetsConfig = BudgetsConfig()
     windows: WindowsConfig = WindowsConfig()
     buffer_bytes: int = 64 << 20
+    flash: Endurance = DEFAULT_ENDURANCE
 
     @property
     def run_dir(self) -> Path:
@@ -102,10 +110,13 @@ def load_config(path: Path, *, insecure_dev: bool = False) -> DeviceConfig:
             f"there is no configuration file {path}",
             hint="Name it with --config; a fleet server writes one when a device is added.",
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read: {error}", hint="Check the file's owner and mode."
+            f"{path} cannot be read: {error.strerror}",
+            hint="Check the file's owner and mode, or run this as the daemon's user or root.",
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8", hint="Save it as UTF-8.") from error
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -133,6 +144,7 @@ def parse_config(raw: Mapping[str, Any], *, insecure_dev: bool = False) -> Devic
         budgets=_budgets(top.table("budgets")),
         windows=_windows(top.table("windows")),
         buffer_bytes=_telemetry(top.table("telemetry")),
+        flash=_flash(top.table("flash")),
     )
     top.finish()
     if config.fleet is not None and not config.trust.director:
@@ -234,10 +246,7 @@ def _fleet(table: _Table, device: str, insecure_dev: bool) -> FleetConfig:
 def _trust(table: _Table) -> TrustConfig:
     trust = TrustConfig(engineers=table.texts("engineers"), director=table.text("director", ""))
     table.finish()
-    keys = {f"trust.engineers[{index}]": pem for index, pem in enumerate(trust.engineers)}
-    if trust.director:
-        keys["trust.director"] = trust.director
-    for where, pem in keys.items():
+    for where, pem in trust.by_place().items():
         if "PRIVATE KEY" in pem:
             raise ConfigError(
                 f"{where} is a private key", hint="A device needs public keys only. Replace that key."
@@ -288,6 +297,32 @@ def _telemetry(table: _Table) -> int:
     megabytes = table.number("buffer_mb", 1, 1 << 16, 64)
     table.finish()
     return int(megabytes * (1 << 20))
+
+
+def _flash(table: _Table) -> Endurance:
+    """What the card stands: the maker's total, or else its size and the cycles of its cells."""
+    tbw = table.number("tbw", 0, 1e6, 0)
+    card_gb = table.number("card_gb", 0, 1e6, 0)
+    cycles = table.integer("cycles", 0, 1_000_000, 0)
+    amplification = table.number("amplification", 0, 1000, 0)
+    table.finish()
+    if 0 < amplification < 1:
+        raise ConfigError(
+            f"flash.amplification is {amplification:g}: no card writes less than it is given",
+            hint="Give 1 or more, or 0 for what is usual.",
+        )
+    usual = MAKERS_AMPLIFICATION if tbw else DEFAULT_ENDURANCE.amplification
+    if tbw and (card_gb or cycles):
+        raise ConfigError(
+            "flash.tbw is given beside flash.card_gb or flash.cycles, and each says how much the card stands",
+            hint="Keep flash.tbw if the maker names it; else card_gb and cycles.",
+        )
+    return Endurance(
+        tbw_bytes=round(tbw * 1e12),
+        card_bytes=round(card_gb * 1e9),
+        cycles=cycles or DEFAULT_ENDURANCE.cycles,
+        amplification=amplification or usual,
+    )
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -30,6 +30,8 @@ class Spawn(Message, frozen=True, kw_only=True):
     id: int
     role: str
     """``preflight`` or ``serve``."""
+    become: bool = False
+    """Do not fork: be the worker, and a zygote no more."""
     generation: str
     """Folder of the generation (verified, immutable) to load."""
     sockets: tuple[str, ...] = ()
@@ -43,6 +45,14 @@ class Spawn(Message, frozen=True, kw_only=True):
     boot: str = ""
     tcp_token: str = ""
     """Bearer token that TCP clients must present; empty asks for none."""
+
+
+class Preload(Message, frozen=True, kw_only=True):
+    """Agent -> zygote: import an engine now, once for all workers that are forked from here on."""
+
+    engine: str
+    proved: bool
+    """Whether it is known that the import does not end the process that does it."""
 
 
 class Spawned(Message, frozen=True, kw_only=True):
@@ -66,8 +76,10 @@ class Ready(Message, frozen=True, kw_only=True):
     latency_p50_us: float
     latency_p95_us: float
     rss_bytes: int
-    """Peak so far."""
+    """Peak so far, without the pages of a mapped model."""
     engine_version: str
+    execution: str = ""
+    """Where it runs, for people: providers, threads, and what was wanted in vain."""
 
 
 class Failed(Message, frozen=True, kw_only=True):
@@ -92,6 +104,20 @@ class Drained(Message, frozen=True, kw_only=True):
 
 class Stop(Message, frozen=True, kw_only=True):
     """Agent -> worker or zygote: close the window, end."""
+
+
+class Retire(Message, frozen=True, kw_only=True):
+    """Agent -> zygote: end, but let the workers live. Only after all of them sent `Adopted`."""
+
+
+class Adopt(Message, frozen=True, kw_only=True):
+    """Agent -> worker: die with this process, which is its parent; 0: with none, and answer `Adopted`."""
+
+    parent: int
+
+
+class Adopted(Message, frozen=True, kw_only=True):
+    """Worker -> agent: it outlives its zygote now."""
 
 
 class CloseWindow(Message, frozen=True, kw_only=True):
@@ -131,6 +157,7 @@ class Health(Message, frozen=True, kw_only=True):
 
 AnyMessage = (
     Spawn
+    | Preload
     | Spawned
     | Exited
     | Ready
@@ -139,6 +166,9 @@ AnyMessage = (
     | Drain
     | Drained
     | Stop
+    | Retire
+    | Adopt
+    | Adopted
     | CloseWindow
     | Settings
     | Window

@@ -1,13 +1,12 @@
-"""In-process use: the device's own engine, checks and windows, without a server.
+"""In-process use: the device's own verification, engine, checks and windows, without a server.
 
->>> from skerry_runtime.model import Model                      # doctest: +SKIP
->>> with Model.open("/var/lib/skerry/gens/3") as model:         # doctest: +SKIP
-...     model.infer({"image": pixels})["probabilities"]
+``docs/python.md`` shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +14,7 @@ from skerry_contract.errors import InputError
 from skerry_contract.manifest import Manifest
 from skerry_contract.summary import WindowSummary
 
+from .bundle_file import Key, unpacked
 from .worker.engines import DTYPES, Array
 from .worker.generation import Generation, load_generation
 from .worker.inference import Inference
@@ -27,38 +27,61 @@ from .worker.serve.protocol import check_rows, check_tensor
 class Model:
     """A loaded model; thread-safe."""
 
-    def __init__(self, inference: Inference, on_window: Callable[[WindowSummary], None] | None) -> None:
+    def __init__(
+        self, inference: Inference, reason: str, on_window: Callable[[WindowSummary], None] | None
+    ) -> None:
         """Use `open`."""
         self._inference, self._on_window = inference, on_window
         self._specs = {spec.name: spec for spec in self.manifest.inputs}
+        self.reason = reason
+        """Why this variant of a bundle file; a sentence for people."""
 
     @classmethod
     def open(
         cls,
-        folder: str | Path,
+        path: str | Path,
         *,
+        key: Key | Sequence[Key] = (),
+        device_class: str = "",
+        ram_budget_bytes: int = 0,
         on_window: Callable[[WindowSummary], None] | None = None,
         window_seconds: float = 3600.0,
         window_rows: int = 100_000,
     ) -> Model:
-        """Load a generation folder of a device and prove it by its golden samples.
+        """Load a bundle file, or a generation folder of a device, and prove it by its golden samples.
 
         Args:
-            folder: as the device's agent lays it out, already verified; every byte is hashed again.
+            path: a ``.skerry`` file, which is verified first; or a folder as the device's agent lays it out,
+                verified already, of which every byte is hashed again.
+            key: public keys of the engineers who may have signed the file, each as PEM text or as the path of
+                a ``.pub`` file. A folder needs none.
+            device_class: for bundles that are for certain classes of devices only.
+            ram_budget_bytes: takes a variant of the file that needs no more; 0 sets no limit.
             on_window: called with each closed window summary, by the thread whose call closed it.
             window_seconds: length of a window.
             window_rows: rows after which a window closes early.
 
         Raises:
+            BundleError: the file is damaged, or not signed by one of the keys; its children say which.
+            IncompatibleError: no variant in the file runs here.
             SlotError: the folder is damaged.
             EngineError, MemoryBudgetError: the engine is missing or refuses the model.
             SelfTestError: the model does not answer as it did where it was packed.
         """
-        model = load_model(load_generation(Path(folder)))
+        path, reason = Path(path), ""
+        with ExitStack() as stack:
+            if not path.is_dir():
+                keys = (key,) if isinstance(key, str | Path) else tuple(key)
+                found = stack.enter_context(
+                    unpacked(path, keys, device_class=device_class, ram_budget_bytes=ram_budget_bytes)
+                )
+                path, reason = found.folder, found.reason
+            # The engine keeps the file that it maps, also when it has no name any more.
+            model = load_model(load_generation(path))
         for index in range(len(model.generation.golden.samples)):
             model.run_golden(index)
         observer = Observer(model.generation, seconds=window_seconds, rows=window_rows)
-        return cls(Inference(model, observer, DEFAULT_SERVE_LIMITS), on_window)
+        return cls(Inference(model, observer, DEFAULT_SERVE_LIMITS), reason, on_window)
 
     @property
     def manifest(self) -> Manifest:
@@ -67,6 +90,11 @@ class Model:
     @property
     def generation(self) -> Generation:
         return self._inference.model.generation
+
+    @property
+    def execution(self) -> str:
+        """Where it runs: providers, threads, and what was wanted in vain."""
+        return self._inference.model.session.execution
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model.

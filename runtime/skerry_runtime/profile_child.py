@@ -1,25 +1,36 @@
 """The disposable process of ``skerry-runtime profile``: the model's session, with the engine's profiler on.
 
-``profile_child FOLDER SECONDS`` loads a generation as a worker does, runs its golden samples and prints one
-JSON object. It costs what a worker costs, and the worker that answers knows nothing of it.
+``profile_child FOLDER SECONDS SCRATCH`` loads a generation as a worker does, runs its golden samples and
+prints one JSON object. It costs what a worker costs, and the worker that answers knows nothing of it. Of an
+engine without a profiler that Python can reach whole inferences are timed, and no more is claimed.
 """
 
 from __future__ import annotations
 
 import collections
+import gc
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from skerry_contract.errors import EngineError, SkerryError
+from skerry_contract.errors import SkerryError
 
-from .worker.engines import Session, import_engine
+from .worker.engines import Engine, Session, import_engine
 from .worker.generation import Generation, load_generation
+
+NO_PROFILER: Final = (
+    "{library} has no profiler of operators that Python can reach: only whole inferences are timed here. For"
+    "  the cost of each kind of operator on this device: skerry-runtime bench-ops --engine tflite. For this"
+    " very model: benchmark_model --enable_op_profiling=true of TensorFlow's tools."
+)
+_MOST_EVENTS: Final = 50_000
+"""In a trace: some 10 MB of JSON."""
+_WARM_UP: Final = 3
+"""Inferences that the distribution leaves out: they meet cold caches."""
 
 
 def main(words: list[str]) -> int:
@@ -28,62 +39,100 @@ def main(words: list[str]) -> int:
     os.dup2(2, 1)
     with answer:
         try:
-            found = profile(Path(words[0]), float(words[1]))
+            found = profile(Path(words[0]), float(words[1]), Path(words[2]))
         except SkerryError as error:
             found = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
         json.dump(found, answer)
     return 0
 
 
-def profile(folder: Path, seconds: float) -> dict[str, Any]:
-    """Time every operator of a generation's model for so many seconds.
+def profile(folder: Path, seconds: float, scratch: Path) -> dict[str, Any]:
+    """Time a generation's model for so many seconds, operator by operator where the engine tells.
 
     Raises:
         SlotError: the generation is damaged.
-        EngineError: the engine is missing, refuses the model, or has no profiler.
+        EngineError: the engine is missing or refuses the model.
     """
     generation = load_generation(folder)
-    if generation.variant.engine != "onnx":
-        raise EngineError(
-            f"the Python library of {generation.variant.engine} has no profiler of its operators",
-            hint="'skerry-runtime bench-ops --engine tflite' times operators one by one on this device.",
-        )
-    with tempfile.TemporaryDirectory(prefix="skerry-profile-") as scratch:
-        runs, total_us = _run_onnx(generation, seconds, str(Path(scratch) / "trace"))
-        (trace,) = Path(scratch).glob("trace*")
-        events = json.loads(trace.read_text())
-    return {
-        "engine": f"onnxruntime {import_engine('onnx').version}",
-        "runs": runs,
-        "run_us": total_us / runs,
-        **summarise(events, runs),
-    }
+    engine = import_engine(generation.variant.engine)
+    library = str(vars(engine).get("library", "onnxruntime"))
+    if engine.name == "onnx":
+        times = _run(_load(engine, generation), generation, seconds / 2)
+        told = _profile_onnx(engine, generation, seconds / 2, scratch)
+    else:
+        times = _run(_load(engine, generation), generation, seconds)
+        told = {
+            "note": NO_PROFILER.format(library=library), "profiled_us": None, "kernels_us": None,
+            "operators": [], "nodes": [],
+        }  # fmt: skip
+    return {"engine": f"{library} {engine.version}", **distribution(times[_WARM_UP:]), **told}
 
 
-def _run_onnx(generation: Generation, seconds: float, prefix: str) -> tuple[int, float]:
-    """Run the very session that serves, its options with the profiler on; runs and microseconds in all."""
-    engine = import_engine("onnx")
+def _load(engine: Engine, generation: Generation) -> Session:
+    return engine.load(generation.open_model(), generation.variant.execution)
+
+
+def _run(session: Session, generation: Generation, seconds: float, most: int = sys.maxsize) -> list[float]:
+    """Microseconds of each inference; at least one more than the warm-up, then at most ``most``."""
+    samples = generation.golden.samples
+    times: list[float] = []
+    end = time.monotonic() + seconds
+    while len(times) <= _WARM_UP or (len(times) < most and time.monotonic() < end):
+        inputs = samples[len(times) % len(samples)].inputs
+        begin = time.perf_counter_ns()
+        session.run(inputs)
+        times.append((time.perf_counter_ns() - begin) / 1000)
+    return times
+
+
+def _profile_onnx(engine: Engine, generation: Generation, seconds: float, scratch: Path) -> dict[str, Any]:
+    """The very session that serves, its options with the profiler on."""
     # Only worker/engines/onnx.py imports the library and makes the options: they change where it takes them.
     library = sys.modules["onnxruntime"]
     plain = vars(library)["SessionOptions"]
 
-    def with_profiler() -> Any:
-        options = plain()
-        options.enable_profiling = True
-        options.profile_file_prefix = prefix
-        return options
+    def traced(name: str, seconds: float, most: int) -> tuple[list[float], Sequence[Mapping[str, Any]]]:
+        def with_profiler() -> Any:
+            options = plain()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(scratch / name)
+            return options
 
-    vars(library)["SessionOptions"] = with_profiler
-    session: Session | None = engine.load(generation.model_bytes())
-    samples = generation.golden.samples
-    runs, end = 0, time.monotonic() + seconds
-    begin = time.perf_counter_ns()
-    while session is not None and (runs == 0 or time.monotonic() < end):
-        session.run(samples[runs % len(samples)].inputs)
-        runs += 1
-    total_us = (time.perf_counter_ns() - begin) / 1000
-    session = None  # its end writes the trace
-    return runs, total_us
+        vars(library)["SessionOptions"] = with_profiler
+        times = _run(_load(engine, generation), generation, seconds, most)
+        gc.collect()  # the session's end writes the trace
+        (trace,) = scratch.glob(f"{name}*")
+        return times, json.loads(trace.read_text())
+
+    # The trace grows with every node of every inference, and this may be a small board.
+    times, events = traced("few", 0.0, 1)
+    most = _MOST_EVENTS * len(times) // len(events)
+    times, events = traced("many", seconds, most)
+    return {"note": "", "profiled_us": sum(times) / len(times), **summarise(events, len(times))}
+
+
+def distribution(times: Sequence[float]) -> dict[str, Any]:
+    """How long single inferences took, in microseconds. Pure.
+
+    >>> distribution([4.0, 1.0, 3.0, 2.0])["run_us"]
+    2.5
+    """
+    ordered = sorted(times)
+
+    def quantile(share: float) -> float:
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    return {
+        "runs": len(ordered),
+        "run_us": sum(ordered) / len(ordered),
+        "latency_us": {
+            "min": ordered[0],
+            "p50": quantile(0.5),
+            "p95": quantile(0.95),
+            "p99": quantile(0.99),
+            "max": ordered[-1],
+        },
+    }
 
 
 def summarise(events: Sequence[Mapping[str, Any]], runs: int) -> dict[str, Any]:

@@ -35,8 +35,8 @@ PUBLIC = {
         DEFAULT_LIMITS GIB KIB Limits MIB
     """,
     "manifest": """
-        BlobRef Budgets DATATYPES ENGINES Lineage Manifest NAME Requirements SCHEMA TASKS TensorSpec
-        Tolerance Variant bundle_digest parse_manifest
+        BlobRef Budgets DATATYPES ENGINES Execution Lineage Manifest NAME Requirements SCHEMA TASKS
+        TensorSpec Tolerance Variant bundle_digest parse_manifest
     """,
     "messages": """
         Acknowledge Amount BlockRequest Command CommandResult DESIRED_PAYLOAD_TYPE DesiredModel

@@ -114,7 +114,7 @@ def test_when_nothing_fits_the_numbers_and_what_would_fit_are_told() -> None:
         choose([FP32, STORE], Target(name="tiny", ram_bytes=45 * MIB), Objective.SIZE)
     with pytest.raises(BudgetError) as loose:
         choose(ALL, Target(name="tiny", size_bytes=int(2.05 * MIB)), Objective.SIZE)
-    assert "with a larger --max-drop: qdq-s8s8" in loose.value.hint
+    assert "a larger --max-drop: qdq-s8s8" in loose.value.hint
 
 
 def test_the_pareto_set_leaves_out_what_another_one_beats_everywhere() -> None:
@@ -290,6 +290,21 @@ def test_fp16_arithmetic_is_not_chosen_for_latency_where_there_is_none() -> None
     assert choose([plain, half], with_it, Objective.LATENCY).variants[0] == "fp16"
 
 
+def test_people_read_a_refusal_line_by_line() -> None:
+    others = [Target(name="big")]
+    with pytest.raises(SizeBudgetError) as caught:
+        choose([FP32, STORE], Target(name="tiny", size_bytes=1 * MIB), Objective.SIZE, others)
+    assert caught.value.__notes__ == [
+        "no variant fits tiny:",
+        "  fp32        size 8.00 MiB, budget 1.00 MiB",
+        "  int8-store  size 2.10 MiB, budget 1.00 MiB",
+        "What would fit:",
+        "  - a profile with 2.10 MiB for the model and 80.00 MiB of memory",
+        "  - the profile big (int8-store)",
+        "→ Take one of these, or train a smaller model.",
+    ]
+
+
 # --- what would fit ------------------------------------------------------------------------------------
 
 
@@ -297,7 +312,7 @@ def test_a_refusal_names_the_profiles_and_the_drop_that_would_do() -> None:
     others = [Target(name="tiny"), Target(name="big"), Target(name="small", size_bytes=1 * MIB)]
     with pytest.raises(BudgetError) as caught:
         choose(ALL, Target(name="tiny", size_bytes=int(2.05 * MIB)), Objective.SIZE, others)
-    assert "it fits big (int8-store)" in caught.value.hint
+    assert "the profile big (int8-store)" in caught.value.hint
     assert "small" not in caught.value.hint.replace("smaller", "")
     assert (
         "qdq-s8s8 (2.00 MiB; accuracy: reason of qdq-s8s8; --max-drop 0.3001 takes it)" in caught.value.hint

@@ -62,6 +62,26 @@ def test_the_models_own_order_of_classes_wins(tmp_path: Path) -> None:
         read(tmp_path, classes=("cow", "cat"))
 
 
+def test_subfolders_that_are_numbers_are_the_classes_and_that_is_said(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 10):
+        paint(tmp_path / str(number) / "a.png")
+    found = read(tmp_path)
+    assert found.labels is not None
+    assert (found.labels.tolist(), found.class_names) == ([0, 1, 10, 2], ())
+    assert found.notes == (
+        f"{tmp_path}: the subfolders 0, 1, 2, … are taken for the numbers of classes, counted from 0, or for"
+        " values; if they are names, give all of them in the order of the output by --labels",
+    )
+    (tmp_path / "10").rename(tmp_path / "03")
+    found = read(tmp_path)
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 3, 1, 2]
+    assert found.notes == (f"{tmp_path}: the subfolders 0 to 3 are the numbers of the classes",)
+    named = read(tmp_path, classes=("2", "1", "0", "03"))
+    assert named.labels is not None
+    assert (named.labels.tolist(), named.notes) == ([2, 3, 1, 0], ())
+
+
 def test_a_table_of_labels_beside_the_images(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "sub/c.png"):
         paint(tmp_path / name)

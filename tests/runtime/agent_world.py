@@ -233,6 +233,8 @@ class Headquarters:
         self.committed: dict[bytes, int] = {}
         self.acknowledging = True
         self.serving_blocks = True
+        self.listening = True
+        """What arrives while it is not is neither answered nor committed."""
         self.revision = 0
         self._changed = threading.Condition()
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=f"hq-{os.urandom(4).hex()}")
@@ -307,6 +309,8 @@ class Headquarters:
         topic = parse_topic(message.topic)
         assert isinstance(topic, DeviceUp)
         self.messages.append((topic.channel, bytes(message.payload), bool(message.retain)))
+        if not self.listening:
+            return
         if topic.channel is Up.BLOCK_REQUEST and self.serving_blocks:
             self._serve(decode(message.payload, BlockRequest))
         elif topic.channel in (Up.TELEMETRY, Up.EVENTS):
@@ -375,6 +379,12 @@ class Device:
         return self.config
 
     def start(self) -> None:
+        """Until it answers."""
+        self.spawn()
+        wait_until(self.is_up, "the daemon")
+
+    def spawn(self) -> None:
+        """Start it; it may refuse to run."""
         self.write_config()
         with self.log.open("ab") as log:
             command = [*self.tracer, sys.executable]
@@ -385,7 +395,6 @@ class Device:
                 command += ["-m", "skerry_runtime.cli"]
             command += ["run", "--config", str(self.config), "--log", "text"]
             self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
-        wait_until(self.is_up, "the daemon")
 
     def is_up(self) -> bool:
         assert self.process is not None
@@ -423,15 +432,16 @@ class Device:
         return result
 
     def workers(self, role: str) -> list[int]:
-        """Process numbers of the zygote's children of a role, ``serve`` or ``preflight``."""
-        zygote = self.status()["zygote_pid"]
+        """Process numbers of the workers of a role, ``serve`` or ``preflight``, whoever is their parent."""
+        status = self.status()
+        parents = {str(status["pid"]), str(status["zygote_pid"])}
         found = []
-        for status in Path("/proc").glob("[0-9]*/status"):
+        for file in Path("/proc").glob("[0-9]*/status"):
             with contextlib.suppress(OSError):
                 lines = dict(
-                    line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line
+                    line.split(":\t", 1) for line in file.read_text().splitlines() if ":\t" in line
                 )
-                right = lines["PPid"] == str(zygote) and lines["Name"] == f"skerry-{role}"[:15]
+                right = lines["PPid"] in parents and lines["Name"] == f"skerry-{role}"[:15]
                 if right and not lines["State"].startswith("Z"):
                     found.append(int(lines["Pid"]))
         return found

@@ -1,6 +1,6 @@
 """The daemon with other constants, so that a test of its patience takes seconds.
 
-``python impatient_daemon.py workers.SILENT_SECONDS=4 ... -- ARGUMENTS``: set constants of the agent's
+``python impatient_daemon.py worker.SILENT_SECONDS=4 ... -- ARGUMENTS``: set constants of the agent's
 modules, then do what ``skerry-runtime ARGUMENTS`` does.
 """
 

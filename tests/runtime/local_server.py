@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tests.runtime.model_zoo import ZooModel, lay_out
-from tests.runtime.worker_harness import listen_tcp, listen_unix
+from tests.runtime.worker_harness import TIMEOUT, listen_tcp, listen_unix
 
+from skerry_runtime.worker.engines import Array, Session
 from skerry_runtime.worker.generation import load_generation
 from skerry_runtime.worker.inference import Inference
 from skerry_runtime.worker.limits import DEFAULT_SERVE_LIMITS, ServeLimits
@@ -50,3 +53,32 @@ def local_server(
         server.close()
         unix.close()
         tcp.close()
+
+
+@dataclass
+class Held:
+    """A model so slow that it answers when it is let go, and not before."""
+
+    real: Session
+    go: threading.Event = field(default_factory=threading.Event)
+    began: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        self.began.release()
+        assert self.go.wait(TIMEOUT)
+        return self.real.run(inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+@contextmanager
+def slow_server(folder: Path, model: ZooModel, limits: ServeLimits) -> Iterator[tuple[LocalServer, Held]]:
+    """As `local_server`; its model answers when it is let go."""
+    with local_server(folder, model, limits=limits) as server:
+        held = Held(server.inference.model.session)
+        server.inference.model = replace(server.inference.model, session=held)
+        try:
+            yield server, held
+        finally:
+            held.go.set()

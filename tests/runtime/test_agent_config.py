@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from skerry_contract.errors import ConfigError
+from skerry_runtime.agent.flash import Endurance
 from skerry_runtime.config import DeviceConfig, load_config
 
 PUBLIC = "-----BEGIN PUBLIC KEY-----\nMFk\n-----END PUBLIC KEY-----\n"
@@ -37,6 +38,7 @@ def test_the_least_that_a_device_needs(load: Load) -> None:
     assert config.control_socket == Path("/var/lib/skerry/run/agent.sock")
     assert (config.windows.seconds, config.windows.rows) == (3600.0, 100_000)
     assert config.buffer_bytes == 64 << 20
+    assert config.flash == Endurance()
 
 
 def test_everything_that_can_be_set(load: Load) -> None:
@@ -45,7 +47,7 @@ def test_everything_that_can_be_set(load: Load) -> None:
         + TRUST + FLEET.replace("password", 'username = "x"\npassword', 1)
         + '[serve]\nsocket = "/run/s.sock"\nhttp = "127.0.0.1:8500"\ntoken = "t"\n'
         + "[budgets]\nram_mb = 96\nlatency_p95_ms = 2.5\n[windows]\nseconds = 60\nrows = 500\n"
-        + "[telemetry]\nbuffer_mb = 8\n"
+        + "[telemetry]\nbuffer_mb = 8\n[flash]\ncard_gb = 32\ncycles = 800\namplification = 3\n"
     )  # fmt: skip
     assert config.fleet is not None
     assert config.fleet.username == "x"
@@ -53,6 +55,13 @@ def test_everything_that_can_be_set(load: Load) -> None:
     assert (config.budgets.ram_bytes, config.budgets.latency_p95_us) == (96 << 20, 2500)
     assert (config.windows.seconds, config.windows.rows, config.buffer_bytes) == (60.0, 500, 8 << 20)
     assert config.trust.engineers == (PUBLIC,)
+    assert config.flash == Endurance(card_bytes=32 * 10**9, cycles=800, amplification=3.0)
+
+
+def test_the_endurance_that_the_cards_maker_names(load: Load) -> None:
+    flash = load(BASE + "[flash]\ntbw = 30\ncard_gb = 0\n").flash
+    assert flash == Endurance(tbw_bytes=30 * 10**12, amplification=2.0)
+    assert flash.bytes_in_all == 15e12
 
 
 def test_a_secret_is_not_in_the_text_of_a_configuration(load: Load) -> None:
@@ -77,6 +86,10 @@ def test_a_secret_is_not_in_the_text_of_a_configuration(load: Load) -> None:
         (BASE + "[serve]\nhttp = '8500'\n", "serve.http is '8500'"),
         (BASE + "[serve]\nhttp = '127.0.0.1:99999'\n", "serve.http"),
         (BASE.replace("/var/lib", "/" + "d" * 100), "longer than 107 bytes"),
+        (BASE + "[flash]\ntbw = 30\ncycles = 500\n", "flash.tbw is given beside"),
+        (BASE + "[flash]\nsize = 30\n", "flash.size is not a key"),
+        (BASE + "[flash]\namplification = 0.5\n", "flash.amplification is 0.5"),
+        (BASE + "[flash]\ncard_gb = nan\n", "flash.card_gb is nan"),
         ("device =\n", "is not TOML"),
     ],
 )

@@ -346,7 +346,7 @@ def test_l2_a_full_disk_is_said_and_serving_goes_on(
     small.mkdir()
     mount = shutil.which("mount")
     assert mount
-    if os.system(f"mount -t tmpfs -o size=24m tmpfs {small}") != 0:  # noqa: S605
+    if os.system(f"mount -t tmpfs -o size=24m,mode=700 tmpfs {small}") != 0:  # noqa: S605
         pytest.skip("this machine does not let tests mount a file system")
     try:
         made = make_bundle(signer)

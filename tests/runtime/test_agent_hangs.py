@@ -25,7 +25,7 @@ from tests.waiting import wait_until
 from skerry_contract.errors import SelfTestError
 from skerry_contract.signing import EcdsaSigner
 
-PATIENCE = {"workers.READY_SECONDS": 6.0, "workers.SILENT_SECONDS": 4.0}
+PATIENCE = {"worker.READY_SECONDS": 6.0, "worker.SILENT_SECONDS": 4.0}
 
 
 @pytest.fixture

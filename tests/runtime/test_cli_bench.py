@@ -6,17 +6,25 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.runtime.agent_world import Device, make_bundle, running
+from tests.runtime.model_zoo import digits, lay_out
+from tests.tflite_models import dense
 from tests.waiting import wait_until
 
 from skerry_contract.errors import EngineError, UnavailableError
+from skerry_contract.manifest import TensorSpec
+from skerry_contract.monitoring import MonitoringSpec
 from skerry_contract.signing import EcdsaSigner
 from skerry_runtime.bench_client import golden_requests, measure
-from skerry_runtime.profile_child import summarise
+from skerry_runtime.cli_profile import describe
+from skerry_runtime.profile_child import profile, summarise
+from skerry_runtime.worker.engines import import_engine
 
 
 def run(device: Device, *words: str) -> subprocess.CompletedProcess[str]:
@@ -79,10 +87,40 @@ def test_profile_names_the_operators_of_the_active_model(serving: Device) -> Non
     assert {"Gemm", "Softmax"} <= set(operators)
     assert sum(row["share"] for row in found["operators"]) == pytest.approx(1.0)
     assert sum(row["us"] for row in found["operators"]) == pytest.approx(found["kernels_us"])
-    assert found["kernels_us"] < found["run_us"]
+    assert found["kernels_us"] < found["profiled_us"]
+    times = found["latency_us"]
+    assert 0 < times["min"] <= times["p50"] <= times["p95"] <= times["p99"] <= times["max"]
+    assert times["min"] <= found["run_us"] <= times["max"]
     assert serving.workers("serve") == worker, "the worker that answers knows nothing of it"
     text = run(serving, "profile", "--seconds", "1", "--top", "1").stdout
     assert "operator  nodes" in text
+
+
+def test_of_a_tflite_model_whole_inferences_are_timed_and_what_else_to_do_is_said(tmp_path: Path) -> None:
+    x = np.arange(64, dtype=np.float32)[None]
+    data = dense().data()
+    (output,) = import_engine("tflite").load(data).run({"x": x}).items()
+    nothing = MonitoringSpec(rows=1, features=())
+    spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 64))
+    result = TensorSpec(name="y", datatype="FP32", shape=(-1, 32))
+    model = replace(
+        digits(),
+        data=data,
+        inputs=(spec,),
+        outputs=(result,),
+        golden=({"x": x},),
+        spec=nothing,
+    )
+    folder = lay_out(tmp_path / "gen", model, engine="tflite", golden_outputs=[{output[0]: output[1]}])
+    found = profile(folder, 0.1, tmp_path)
+    assert found["engine"].startswith(("ai-edge-litert", "tflite-runtime"))
+    assert (found["operators"], found["nodes"], found["kernels_us"]) == ([], [], None)
+    assert found["runs"] >= 1
+    text = describe({"model": "sums", "version": "1.0.0", "variant": "fp32", **found}, 10)
+    assert "has no profiler of operators" in text
+    assert "bench-ops --engine tflite" in text
+    assert f"p99 {found['latency_us']['p99']:.1f}" in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_a_damaged_generation_is_not_profiled(serving: Device) -> None:

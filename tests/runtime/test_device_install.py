@@ -169,7 +169,7 @@ def test_the_package_has_all_it_needs_and_nothing_foreign(tmp_path: Path) -> Non
     rows = [line.split(maxsplit=5) for line in contents.stdout.splitlines()]
     assert {row[1] for row in rows} == {"root/root"}
     assert {row[5]: row[0] for row in rows if not row[5].endswith("/")} == {
-        "./lib/systemd/system/skerry-runtime.service": "-rw-r--r--",
+        "./usr/lib/systemd/system/skerry-runtime.service": "-rw-r--r--",
         "./usr/lib/sysusers.d/skerry.conf": "-rw-r--r--",
         "./usr/share/doc/skerry-runtime/copyright": "-rw-r--r--",
         "./usr/share/skerry/install.sh": "-rwxr-xr-x",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.builders import new_signer
-from tests.runtime.agent_world import Broker, Device, Headquarters, free_port, make_bundle, running
+from tests.runtime.agent_world import Broker, Device, Headquarters, make_bundle, running
 from tests.runtime.test_systemd import CONFINED
 from tests.waiting import wait_until
 
@@ -92,7 +93,7 @@ def test_a_healthy_device_with_and_without_its_daemon(
         assert ": 0 failed" in done.stdout
     without = findings(idle)
     assert levels(without["daemon"]) == ["warn"]
-    assert "systemctl start" in without["daemon"][0]["hint"]
+    assert "Start it: " in without["daemon"][0]["hint"]
     assert levels(without["sockets"]) == ["ok"]
     assert not [entry for entries in without.values() for entry in entries if entry["level"] == "fail"]
 
@@ -106,6 +107,15 @@ def test_every_trouble_says_what_to_do_and_the_code_is_1(idle: Device) -> None:
     found = json.loads(run(idle, "--json").stdout)
     assert found["failed"] == 1
     assert all(entry["hint"] for entry in found["findings"] if entry["level"] == "fail")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_lines_are_as_narrow_as_the_terminal(columns: int) -> None:
+    finding = doctor.fail("broker", "a long story " * 12, "a long hint " * 12)
+    lines = cli_doctor._entry(finding, columns).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[0].startswith("FAIL  broker")
+    assert len(cli_doctor._entry(finding, 0).splitlines()) == 2
 
 
 def test_a_key_that_is_none_is_found(tmp_path: Path) -> None:
@@ -173,6 +183,10 @@ def test_files_of_another_user_are_found(patient: Patient) -> None:
     found = look(doctor.permissions, patient)
     assert found[0].level is Level.FAIL
     assert "chown" in found[0].hint
+    assert f"{state / 'epoch'} does not belong" in found[0].text
+    (state / "more").write_text("1")
+    os.chown(state / "more", 12345, 12345)
+    assert "and 1 more do not belong" in look(doctor.permissions, patient)[0].text
 
 
 def test_a_disk_that_does_not_take_a_file(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +222,45 @@ def test_a_full_and_a_read_only_disk(patient: Patient, monkeypatch: pytest.Monke
         assert word in found[0].text + found[0].hint
 
 
+def test_another_user_is_told_to_ask_as_the_daemons(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = patient.config.data_dir.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    for check in (doctor.permissions, doctor.disk):
+        found = look(check, patient)[-1]
+        assert (found.level, found.hint) == (Level.WARN, doctor.AS_WHOM)
+    assert list(patient.config.data_dir.iterdir()) == [], "no file was tried"
+
+
+def test_what_may_not_be_looked_at_is_a_warning_without_numbers(patient: Patient) -> None:
+    def forbidden(_: Patient) -> Iterator[Finding]:
+        raise PermissionError(13, "Permission denied", "/var/lib/skerry/state")
+        yield
+
+    (found,) = look(forbidden, patient)
+    assert found.text == "cannot be looked at: /var/lib/skerry/state: Permission denied"
+    assert (found.level, found.hint) == (Level.WARN, doctor.AS_WHOM)
+
+
+# --- the daemon --------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_holds_the_data_folder_and_does_not_answer(patient: Patient) -> None:
+    (found,) = look(doctor.daemon, patient)
+    assert (found.level, found.text) == (Level.WARN, "none answers")
+    assert f"skerry-runtime run --config {patient.config_path}" in found.hint
+    lock = patient.config.data_dir / "lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (stuck,) = look(doctor.daemon, replace(patient, root=Path("/")))
+        assert stuck.level is Level.FAIL
+        assert stuck.text.startswith(f"process {os.getpid()} holds {lock.parent}")
+        assert f"kill {os.getpid()}" in stuck.hint
+    assert doctor.lock_holder(Path("/"), lock) == 0
+    assert doctor.lock_holder(Path("/"), lock.with_name("missing")) == 0
+
+
 # --- the machine -------------------------------------------------------------------------------------------
 
 
@@ -221,12 +274,13 @@ def test_a_model_that_needs_what_the_processor_lacks(
     with running(idle):
         idle.install(bundle.write(tmp_path))
     patient = Patient(config=load_config(idle.config), config_path=idle.config, status=None, now_ms=0)
-    assert [finding.level for finding in look(doctor_machine.models, patient)] == [Level.OK]
+    assert [finding.level for finding in look(doctor_machine.processor, patient)] == [Level.OK, Level.OK]
     # The same card in another board.
     monkeypatch.setattr(machine, "_cpu_flags", lambda: {"fpu"})
-    found = look(doctor_machine.models, patient)
-    assert [finding.level for finding in found] == [Level.FAIL]
-    assert f"the instructions {here}" in found[0].text
+    found = look(doctor_machine.processor, patient)
+    assert [finding.level for finding in found] == [Level.OK, Level.FAIL]
+    assert f"{machine.hardware('').arch}, " in found[0].text
+    assert f"the instructions {here}" in found[1].text
 
 
 @pytest.mark.parametrize(
@@ -289,6 +343,9 @@ def test_a_clock_before_the_floor_fails_and_one_after_does_not(patient: Patient)
     early = look(doctor_machine.clock, replace(patient, now_ms=0))
     assert early[0].level is Level.FAIL
     assert "Serving goes on" in early[0].hint
+    assert (
+        early[0].text == "it says 1970-01-01 00:00 UTC, and this device knows that 2026-01-01 00:00 is past"
+    )
 
 
 def test_the_unit_as_systemd_sees_it(
@@ -326,16 +383,18 @@ def guarded(tmp_path: Path) -> Iterator[Broker]:
 
 
 def test_the_broker_takes_the_credentials_or_says_why_not(patient: Patient, guarded: Broker) -> None:
-    for host, port, password, level, word in (
-        ("127.0.0.1", guarded.port, "right", Level.OK, "takes this device's credentials"),
-        ("127.0.0.1", guarded.port, "wrong", Level.FAIL, "may not connect"),
-        ("127.0.0.1", free_port(), "right", Level.FAIL, "does not answer"),
-    ):
-        fleet = FleetConfig(host=host, port=port, username="pi-7", password=password)
-        (finding,) = look(
-            doctor_network.broker, replace(patient, config=replace(patient.config, fleet=fleet))
-        )
-        assert (finding.level, word in finding.text) == (level, True), finding
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # nobody listens, and nobody else can
+        for port, password, level, word in (
+            (guarded.port, "right", Level.OK, "takes this device's credentials"),
+            (guarded.port, "wrong", Level.FAIL, "refuses the user name or the password"),
+            (deaf.getsockname()[1], "right", Level.FAIL, "does not answer: Connection refused"),
+        ):
+            fleet = FleetConfig(host="127.0.0.1", port=port, username="pi-7", password=password)
+            (finding,) = look(
+                doctor_network.broker, replace(patient, config=replace(patient.config, fleet=fleet))
+            )
+            assert (finding.level, word in finding.text) == (level, True), finding
 
 
 def test_something_that_is_no_broker(patient: Patient) -> None:

@@ -74,7 +74,12 @@ def test_the_life_of_the_card_follows_from_what_is_assumed_and_that_is_said() ->
     told = ledger.status(CARD)
     assert told["bytes_per_day"] == 100 << 20
     assert told["card_years"] == round((8 << 30) * 1000 / 4.0 / (100 << 20) / 365.25, 1)
-    assert told["assumed"] == {"card_bytes": 8 << 30, "cycles": 1000, "amplification": 4.0}
+    assert told["assumed"] == {
+        "tbw_bytes": 0, "card_bytes": 8 << 30, "cycles": 1000, "amplification": 4.0,
+    }  # fmt: skip
+    # What the maker names counts instead of size and cycles.
+    by_maker = ledger.status(Endurance(tbw_bytes=30 * 10**12, amplification=2.0))
+    assert by_maker["card_years"] == round(30e12 / 2.0 / (100 << 20) / 365.25, 1)
 
 
 def test_where_the_kernel_does_not_tell_nothing_is_claimed() -> None:
@@ -123,6 +128,7 @@ def test_the_note_goes_with_every_commit_and_costs_no_page(tmp_path: Path) -> No
 def test_the_card_is_the_file_system_of_the_data(tmp_path: Path) -> None:
     assert with_card_size(Endurance(), tmp_path).card_bytes > 1 << 20
     assert with_card_size(CARD, tmp_path) == CARD
+    assert with_card_size(Endurance(tbw_bytes=1), tmp_path) == Endurance(tbw_bytes=1)
     assert with_card_size(Endurance(), tmp_path / "missing").card_bytes == 0
 
 

@@ -149,7 +149,7 @@ def test_the_whole_life_of_a_watched_daemon(
     # Looks every 25 ms; half the interval is far below the five seconds between two golden samples.
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
     # The agent itself must not find the hung worker: here the watchdog is on trial.
-    device = Device(tmp_path, signer, settings={"workers.SILENT_SECONDS": 3600})
+    device = Device(tmp_path, signer, settings={"worker.SILENT_SECONDS": 3600})
     with running(device):
         wait_until(lambda: manager.count("READY=1") == 1, "READY=1")
         # Without a model the loop and the outbox are all there is to prove.

@@ -6,7 +6,6 @@ import http.client
 import json
 import resource
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.runtime.local_server import LocalServer, local_server
-from tests.runtime.model_zoo import counting_loop, digit_images, digits, hungry, logarithm, squash
+from tests.runtime.model_zoo import digit_images, digits, hungry, logarithm, squash
 from tests.runtime.worker_harness import ask, connect, json_request, raw_exchange, read_all
 from tests.waiting import wait_until
 
@@ -316,36 +315,6 @@ def test_an_engine_that_fails_is_a_500_and_counted(tmp_path: Path) -> None:
         assert server.observer.totals().failures == 2
         assert ask(client, "POST", path, json_request(size=np.array([4], np.int64)))[0] == 200
         client.close()
-
-
-def test_a_full_queue_is_a_503_with_retry_after(tmp_path: Path) -> None:
-    """One request runs, one waits, the third is turned away at once."""
-    path = "/v2/models/counter/infer"
-    statuses: list[int] = []
-
-    def count_to(running: LocalServer, number: int) -> None:
-        client = connect(running.unix)
-        statuses.append(ask(client, "POST", path, json_request(times=np.array([number], np.int64)))[0])
-        client.close()
-
-    with local_server(tmp_path, counting_loop(), limits=ServeLimits(waiting=1, wait_s=1.0)) as server:
-        gate = server.inference.gate
-        first, second = (
-            threading.Thread(target=count_to, args=(server, number)) for number in (4_000_000, 1)
-        )
-        first.start()
-        wait_until(lambda: gate.running_s() > 0, "the first request runs")
-        second.start()
-        wait_until(lambda: gate.waiting == 1, "the second request waits")
-        client = connect(server.unix)
-        status, answer, headers = ask(client, "POST", path, json_request(times=np.array([1], np.int64)))
-        assert (status, answer["code"], headers["Retry-After"]) == (503, "overloaded", "1")
-        assert "full" in answer["error"]
-        assert ask(client, "GET", "/v2/health/live")[0] == 200  # only inference waits
-        client.close()
-        first.join()
-        second.join()
-    assert sorted(statuses) == [200, 503]  # the second waited longer than it may
 
 
 def test_too_many_connections_are_turned_away(server: LocalServer) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from skerry_contract.errors import NotFoundError, SlotError, StorageError
 from skerry_contract.manifest import BlobRef
 from skerry_contract.messages import ErrorReport
 from skerry_contract.signing import EcdsaSigner
-from skerry_runtime.agent.slots import TRIES, Generation, ModelSlots
+from skerry_runtime.agent.slots import TRIES, Current, Generation, ModelSlots, Pending
 from skerry_runtime.agent.store import Store
 
 BAD = ErrorReport(code="selftest", message="it crashed")
@@ -208,6 +211,44 @@ def test_a_half_downloaded_blob_that_is_wanted_is_kept(slots: ModelSlots) -> Non
     assert not slots.store.part(other).exists()
 
 
+@pytest.mark.parametrize("pointer", ["current", "pending"])
+def test_nothing_is_collected_while_a_pointer_is_unreadable(
+    installs: Installs, slots: ModelSlots, pointer: str
+) -> None:
+    installs.install(1)
+    installs.install(2)
+    tried = slots.last_good()
+    installs.install(3)
+    slots.set_pending(tried)
+    (slots.state / pointer).write_bytes(b"rotten")
+    assert slots.collect() == 0
+    assert {generation.manifest.version for generation in slots.generations()} == {"2.0.0", "3.0.0"}
+
+
+def test_a_pointer_that_rots_while_the_agent_runs_takes_neither_floor_nor_fallback_along(
+    installs: Installs, slots: ModelSlots
+) -> None:
+    installs.install(1)
+    installs.install(2, floor=2)
+    assert slots.floor() == 2
+    second = active(slots)
+    installs.install(3)
+    third = active(slots)
+    (slots.state / "current").write_bytes(b"rotten")
+    assert slots.floor() == 2
+    assert slots.last_good().number == second.number
+    assert slots.set_pending(third).prev == third.number
+    assert slots.confirm(third) == Current(gen=third.number, previous=second.number, floor=2)
+
+
+def test_a_rotten_pending_pointer_is_no_try_too_many(installs: Installs, slots: ModelSlots) -> None:
+    installs.install(1)
+    slots.set_pending(active(slots))
+    (slots.state / "pending").write_bytes(b"rotten")
+    with pytest.raises(SlotError, match="damaged"):
+        slots.take_try()
+
+
 # --- recovery ------------------------------------------------------------------------------------------
 
 
@@ -233,18 +274,72 @@ def test_a_rollback_that_was_cut_is_finished(installs: Installs, slots: ModelSlo
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 40, b'{"gen": 77}', None])
-def test_l4_a_damaged_pointer_is_rebuilt(installs: Installs, slots: ModelSlots, damage: bytes | None) -> None:
+@pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 40, b'{"gen": 77}'])
+def test_l4_a_damaged_pointer_is_rebuilt(installs: Installs, slots: ModelSlots, damage: bytes) -> None:
     installs.install(1)
     installs.install(2, floor=2)
-    pointer = slots.state / "current"
-    if damage is None:
-        pointer.unlink()
-    else:
-        pointer.write_bytes(damage)
+    (slots.state / "current").write_bytes(damage)
     slots.recover()
     assert active(slots).manifest.version == "2.0.0"
     assert slots.floor() == 2
+
+
+@pytest.mark.attack
+def test_l4_without_a_pointer_the_newest_generation_has_to_prove_itself(
+    installs: Installs, slots: ModelSlots
+) -> None:
+    """Whether it was ever confirmed nobody knows: a first install may have been cut before its self-test."""
+    installs.install(1)
+    installs.install(2, floor=2)
+    newest = active(slots)
+    (slots.state / "current").unlink()
+    slots.recover()
+    assert (slots.current(), slots.pending()) == (None, Pending(gen=newest.number, prev=1, tries=TRIES))
+    assert slots.collect() == 0
+    slots.confirm(newest)
+    assert slots.floor() == 2
+    assert slots.recover() == []
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EACCES])
+def test_l7_a_pointer_that_cannot_be_read_for_want_of_something_is_not_rebuilt(
+    installs: Installs, slots: ModelSlots, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    installs.install(1)
+    installs.install(2, floor=2)
+    before = slots.current()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", _refusing(number))
+        for ask in (slots.current, slots.pending, slots.recover, slots.collect):
+            with pytest.raises(StorageError):
+                ask()
+    slots.recover()
+    assert slots.current() == before
+
+
+def test_a_disk_that_fails_once_to_read_is_asked_again(
+    installs: Installs, slots: ModelSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installs.install(1)
+    honest, failures = os.read, [True]
+
+    def read(descriptor: int, size: int) -> bytes:
+        if failures and failures.pop():
+            raise OSError(errno.EIO, "Input/output error")
+        return honest(descriptor, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", read)
+        assert slots.current() is not None
+    assert failures == []
+
+
+def _refusing(number: int) -> Callable[..., int]:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"gen": 99, "prev": 1, "tries": 3}'])

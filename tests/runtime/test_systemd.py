@@ -14,7 +14,7 @@ from tests.runtime import confined, tflite_runs
 from tests.runtime.agent_world import QUICK, Broker, Device, Headquarters, make_bundle, running
 
 from skerry_contract.signing import EcdsaSigner
-from skerry_runtime.agent.workers import SILENT_SECONDS
+from skerry_runtime.agent.worker import SILENT_SECONDS
 
 UNIT = Path(__file__).resolve().parents[2] / "devices" / "systemd" / "skerry-runtime.service"
 WORST_SCORE = 1.5

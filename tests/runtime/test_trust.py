@@ -17,6 +17,7 @@ from skerry_contract.digests import digest_of, hex_of
 from skerry_contract.envelope import seal
 from skerry_contract.errors import (
     BundleFormatError,
+    ConfigError,
     ExpiredError,
     IncompatibleError,
     MessageError,
@@ -226,6 +227,31 @@ def test_b12_a_manifest_that_was_swapped_in_the_store_is_refused(
         downloaded.verify()
 
 
+# --- keys ----------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_none_is_named_by_its_place(director: EcdsaSigner) -> None:
+    good = director.verifier.pem.decode()
+    body = good.splitlines()[1]
+    keys = {
+        "trust.engineers[0]": good,
+        "trust.engineers[1]": good.replace(body, body[::-1]),
+        "trust.director": "no PEM at all",
+    }
+    problems = trust_process.check_keys(keys)
+    assert list(problems) == ["trust.engineers[1]", "trust.director"]
+    assert all("not a public key in PEM" in problem for problem in problems.values())
+    assert trust_process.check_keys({"trust.director": good}) == {}
+
+
+def test_an_order_under_a_director_key_that_is_none_says_which_key(director: EcdsaSigner) -> None:
+    with pytest.raises(ConfigError, match=r"trust\.director is not a public key") as caught:
+        trust_process.verify_desired(
+            order(director), director="rubbish", device="pi-7", last_revision=4, now_ms=NOW
+        )
+    assert ".pub file" in caught.value.hint
+
+
 # --- bundle files ----------------------------------------------------------------------------------------
 
 
@@ -316,6 +342,20 @@ def test_a_file_that_is_no_bundle_says_so(stick: Stick, data: bytes) -> None:
 def test_an_import_can_be_repeated(stick: Stick, builder: BundleBuilder) -> None:
     first = stick.bring(builder.build())
     assert stick.bring(builder.build()) == first
+
+
+@pytest.mark.attack
+def test_b12_a_blob_that_was_swapped_in_the_store_is_taken_from_the_file_again(
+    stick: Stick, builder: BundleBuilder
+) -> None:
+    """Same name, same size, other bytes: neither is it believed, nor does the install fail for it."""
+    manifest, _, _ = builder.parts()
+    answer = stick.bring(builder.build())
+    for ref in manifest.blobs_for(manifest.variant(answer.variant)):
+        stick.store.path(ref.digest).write_bytes(b"\0" * ref.size)
+    assert stick.bring(builder.build()) == answer
+    for ref in manifest.blobs_for(manifest.variant(answer.variant)):
+        stick.store.check(ref)
 
 
 # --- the child itself --------------------------------------------------------------------------------------

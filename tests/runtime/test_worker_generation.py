@@ -38,7 +38,7 @@ def test_a_good_folder_loads(folder: Path) -> None:
         3,
     )
     assert len(generation.golden.samples) == 5
-    assert digest_of(generation.model_bytes()) == generation.variant.model.digest
+    assert digest_of(bytes(generation.open_model().content())) == generation.variant.model.digest
 
 
 @pytest.mark.attack

@@ -8,13 +8,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tests.runtime.local_server import local_server
-from tests.runtime.model_zoo import counting_loop, digit_images, digits, lay_out
+from tests.runtime.local_server import local_server, slow_server
+from tests.runtime.model_zoo import digit_images, digits, lay_out
 from tests.runtime.worker_harness import (
     TIMEOUT,
     Worker,
@@ -53,7 +54,10 @@ def warm(zygote: ZygoteHarness, folder: Path, listener: socket.socket) -> Worker
 
 @dataclass
 class Hammer:
-    """Clients that ask without a pause on connections that they keep; every failure is kept."""
+    """Clients that ask without a pause: half of them keep their connection, half open one for every request.
+
+    Every failure is kept.
+    """
 
     listener: socket.socket
     clients: int = 4
@@ -89,6 +93,8 @@ class Hammer:
             if status != 200:
                 self.failures.append(f"{status} {answer}")
             self.versions[str(answer.get("model_version"))] += 1
+            if offset % 2:
+                client.close()  # the next request opens another
         client.close()
 
     def wait_for(self, version: str, more: int = 200) -> None:
@@ -211,21 +217,23 @@ def test_on_a_unix_socket_a_closed_connection_refuses_what_is_sent(tmp_path: Pat
 
 
 def test_what_is_in_flight_at_the_deadline_is_still_answered(tmp_path: Path) -> None:
-    with local_server(tmp_path, counting_loop()) as server:
-        statuses: list[int] = []
-
-        def long_request() -> None:
-            client = connect(server.unix)
-            body = json_request(times=np.array([1_000_000], np.int64))
-            statuses.append(ask(client, "POST", "/v2/models/counter/infer", body)[0])
-            client.close()
-
-        thread = threading.Thread(target=long_request)
-        thread.start()
-        wait_until(lambda: server.inference.gate.running_s() > 0, "the long request runs")
-        assert server.http.end_drain(server.http.begin_drain(), 0.01)
-        thread.join(TIMEOUT)
-        assert statuses == [200]
+    limits = ServeLimits(linger_s=TIMEOUT)
+    with (
+        slow_server(tmp_path, digits(), limits) as (server, held),
+        ThreadPoolExecutor(2) as others,
+        closing(connect(server.unix)) as idle,
+        closing(connect(server.unix)) as busy,
+    ):
+        assert ask(idle, "GET", "/v2/health/live")[0] == 200
+        answer = others.submit(ask, busy, "POST", INFER, json_request(image=digit_images()[0][:1]))
+        assert held.began.acquire(timeout=TIMEOUT)
+        ended = others.submit(server.http.end_drain, server.http.begin_drain(), 0.01)
+        assert idle.sock is not None
+        assert idle.sock.recv(1) == b""  # the deadline is over
+        assert not answer.done()
+        held.go.set()
+        assert answer.result(TIMEOUT)[0] == 200
+        assert ended.result(TIMEOUT)
 
 
 def test_a_client_that_never_ends_its_request_cannot_hold_a_drain(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 
 from skerry_runtime.ipc import AnyMessage, Channel, Exited, Message, Spawn, Spawned
 
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 M = TypeVar("M", bound=Message)
 
 

@@ -58,6 +58,7 @@ def render(site: Site, *, device: str, device_class: str, password: str, data_di
         "budgets": {"ram_mb": 0, "latency_p95_ms": 0},
         "windows": {"seconds": site.window_seconds, "rows": site.window_rows},
         "telemetry": {"buffer_mb": 64},
+        "flash": {"tbw": 0, "card_gb": 0, "cycles": 0, "amplification": 0},
     }
     top = {"device": device, "org": site.org, "data_dir": data_dir, "device_class": device_class}
     lines = [_line(name, value) for name, value in top.items()]

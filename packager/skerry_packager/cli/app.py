@@ -6,7 +6,7 @@ is not installed fails alone, with the line that installs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -157,7 +157,7 @@ class Root(click.Group):
             return super().invoke(ctx)
         except SkerryError as error:
             kind = next((kind for kind in EXIT_CODES if isinstance(error, kind)), None)
-            self._complain(ctx, error.code, error.message, error.hint)
+            self._complain(ctx, error.code, error.message, error.hint, getattr(error, "__notes__", ()))
             ctx.exit(EXIT_CODES[kind] if kind else 1)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
@@ -176,16 +176,16 @@ class Root(click.Group):
             ctx.exit(2)
 
     @staticmethod
-    def _complain(ctx: click.Context, code: str, message: str, hint: str) -> None:
+    def _complain(ctx: click.Context, code: str, message: str, hint: str, lines: Sequence[str] = ()) -> None:
         if ctx.meta["skerry.json"]:
             console.print_json({"error": {"code": code, "message": message, "hint": hint}})
         else:
-            _print_error(message, hint)
+            _print_error(message, hint, lines)
 
 
-def _print_error(message: str, hint: str) -> None:
+def _print_error(message: str, hint: str, lines: Sequence[str]) -> None:
     try:
-        console.print_error(message, hint)
+        console.print_error(message, hint, lines)
     except ModuleNotFoundError:
         # rich itself may be what is missing.
         click.echo(f"error: {message}\n→ {hint}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from skerry_contract.errors import IncompatibleError
 
 from .. import console
 from ..results import Progress
+from ..scratch import scratch
 from .options import EXISTING_FILE, json_option, key_password, password_env_option, public_key_option
 
 
@@ -86,8 +86,8 @@ def matrix(
         check_writable(out)
         signer = read_signer(sign, key_password(sign, password_env))
     asked = tuple(parse_environment(text) for text in environments)
-    with tempfile.TemporaryDirectory(prefix="skerry-matrix-") as scratch:
-        folder = Path(scratch) / "bundle"
+    with scratch("matrix") as place:
+        folder = place / "bundle"
         manifest = unpack(bundle, folder, read_verifiers(keys)).manifest
         tried = asked or environments_for(manifest, map(load_profile, profile_names()))
         with console.progress(quiet=as_json) as step:

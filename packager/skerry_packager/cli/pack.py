@@ -163,6 +163,20 @@ _STEPS: Final = {
     help="Once confirmed, devices refuse lower releases.",
 )
 @click.option(
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="How many threads an inference may use on a device that has the cores; timings here are of one.",
+)
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="An accelerator that devices use where their engine has it, such as cuda; the best first.",
+)
+@click.option(
     "--budget-ram",
     type=Limit(1),
     metavar="MB",
@@ -207,6 +221,8 @@ def pack(
     time_limit: float | None,
     report: Path | None,
     security_floor: int,
+    threads: int,
+    providers: tuple[str, ...],
     budget_ram: float | None,
     budget_size: float | None,
     budget_latency_ms: float | None,
@@ -257,6 +273,8 @@ def pack(
         report=report,
         command=_command_line(),
         security_floor=security_floor,
+        threads=threads,
+        providers=providers,
         budgets=OwnBudgets(
             ram_bytes=megabytes(budget_ram or 0),
             size_bytes=megabytes(budget_size or 0),

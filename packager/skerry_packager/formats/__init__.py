@@ -12,7 +12,7 @@ from skerry_contract.errors import ModelError
 
 from ..engine import Feed
 from ..inspect import ModelInspection
-from ..results import Target
+from ..results import Target, VariantResult
 from ..variants.candidate import Job, Outcome
 
 
@@ -48,6 +48,9 @@ class ModelFormat(Protocol):
 
     def generate(self, job: Job) -> Iterator[tuple[str, Callable[[], Outcome]]]:
         """(name, function that makes it) of each variant."""
+
+    def mapped(self, parent: VariantResult) -> Outcome | None:
+        """The low-memory form of a judged variant; None where the format has none."""
 
     def finish(self, data: bytes) -> bytes:
         """A variant as it is packed: the same answers in fewer bytes, without the names that reports need."""

@@ -14,8 +14,10 @@ from ..inspect import ModelInspection
 from ..memory import memory_bounds
 from ..modelfile import load_approved
 from ..normalize import normalize
-from ..results import Target
+from ..requirements import is_ort
+from ..results import Target, VariantResult
 from ..variants.candidate import Job, Outcome
+from ..variants.mapped import mapped, versions_of
 from ..variants.onnx import VARIANT_NAMES, generate
 from . import Facts, Prepared
 
@@ -40,10 +42,15 @@ class OnnxFormat:
     def generate(self, job: Job) -> Iterator[tuple[str, Callable[[], Outcome]]]:
         return generate(onnx.load_model_from_string(job.source), job)
 
+    def mapped(self, parent: VariantResult) -> Outcome | None:
+        return mapped(parent)
+
     def finish(self, data: bytes) -> bytes:
-        return compact(data)
+        return data if is_ort(data) else compact(data)
 
     def facts(self, data: bytes) -> Facts:
+        if is_ort(data):
+            return Facts(*versions_of(data))
         model = onnx.load_model_from_string(data)
         return Facts(model.ir_version, graphs.opset_of(model))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..engine import Feed
 from ..inspect import ModelInspection
-from ..results import Target
+from ..results import Target, VariantResult
 from ..tflite.memory import predict_memory
 from ..tflite.model import read_approved
 from ..variants.candidate import Job, Outcome
@@ -28,6 +28,9 @@ class TfliteFormat:
 
     def generate(self, job: Job) -> Iterator[tuple[str, Callable[[], Outcome]]]:
         return generate(job)
+
+    def mapped(self, parent: VariantResult) -> Outcome | None:
+        return None
 
     def finish(self, data: bytes) -> bytes:
         return data

@@ -7,6 +7,7 @@ input; outputs go to a file, what happened to standard output.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ def main(request: dict[str, Any]) -> None:
 
     from skerry_contract.errors import SkerryError
     from skerry_runtime.worker.engines import import_engine
+    from skerry_runtime.worker.engines.model_file import ModelFile
 
     folder = Path(request["folder"])
     answer: dict[str, Any]
     try:
         engine = import_engine(request["engine"])
         answer = {"version": engine.version}
-        session = engine.load((folder / "model").read_bytes())
+        session = engine.load(ModelFile(os.open(folder / "model", os.O_RDONLY | os.O_CLOEXEC)))
         outputs: dict[str, Any] = {}
         with np.load(folder / "inputs.npz", allow_pickle=False) as arrays:
             inputs = {name: arrays[f"input{number}"] for number, name in enumerate(request["inputs"])}

@@ -12,7 +12,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Final
 
 from skerry_contract.errors import InputError, UnavailableError
 
+from ..scratch import scratch
 from . import Environment
 
 CPUS: Final = ("cortex-a53", "cortex-a72", "cortex-a76")
@@ -128,8 +128,8 @@ def _site(environment: Environment, cache: Path, tags: str, options: Sequence[st
     if folder.is_dir():
         return folder
     wanted = (f"{environment.library}=={environment.version}", *LIBRARIES[environment.library].needs)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as scratch:
-        draft = Path(scratch) / "site"
+    with scratch("making", cache) as work:
+        draft = work / "site"
         _run(
             [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "install",
              "--target", str(draft), *options, *wanted],
@@ -151,8 +151,7 @@ def _arm_system(cache: Path) -> Path:
                 f"{tool} is missing: the Arm system is made of Debian's packages",
                 hint="Run the matrix on Debian or a system made from it.",
             )
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as scratch:
-        work = Path(scratch)
+    with scratch("making", cache) as work:
         for folder in ("state/lists/partial", "cache/archives/partial", "debs", "root"):
             (work / folder).mkdir(parents=True)
         config = work / "apt.conf"

@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +23,7 @@ from skerry_runtime.worker.golden import Golden, read_golden
 
 from ..profiles import DeviceProfile
 from ..results import Progress, no_progress
+from ..scratch import scratch
 from . import Cell, Environment, Outcome
 from .environments import LIBRARIES, Interpreter, find_qemu, make
 
@@ -90,8 +90,8 @@ def run_matrix(
         if LIBRARIES[environment.library].engine == variant.engine
     ]
     made: dict[Environment, Interpreter | UnavailableError] = {}
-    with tempfile.TemporaryDirectory(prefix="skerry-matrix-") as scratch:
-        code = _copy_code(Path(scratch))
+    with scratch("matrix") as folder:
+        code = _copy_code(folder)
         for number, (environment, variant) in enumerate(pairs):
             progress(f"{variant.id} in {environment}", number, len(pairs))
             if environment not in made:
@@ -125,8 +125,7 @@ def _try(
     inputs = [spec.name for spec in manifest.inputs]
     outputs = [spec.name for spec in manifest.outputs]
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="skerry-matrix-") as scratch:
-        folder = Path(scratch)
+    with scratch("matrix") as folder:
         (folder / "model").write_bytes(blob(variant.model.digest))
         stacked = {
             f"input{number}": np.stack([sample.inputs[name] for sample in golden.samples])
@@ -136,7 +135,7 @@ def _try(
         request = {
             "path": [str(interpreter.site), str(code)],
             "child": str(code / "child.py"),
-            "folder": scratch,
+            "folder": str(folder),
             "engine": variant.engine,
             "inputs": inputs,
             "outputs": outputs,
@@ -215,9 +214,9 @@ def _last_words(done: subprocess.CompletedProcess[bytes]) -> str:
     return f"the process {how}" + (f": {lines[-1][:300]}" if lines else "")
 
 
-def _copy_code(scratch: Path) -> Path:
+def _copy_code(folder: Path) -> Path:
     """The device's own code alone: what else is installed here must not be seen by other versions."""
-    code = scratch / "code"
+    code = folder / "code"
     for package in _PACKAGES:
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, code / source.name, ignore=shutil.ignore_patterns("__pycache__"))

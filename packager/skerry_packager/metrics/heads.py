@@ -226,7 +226,8 @@ def _class_or_number_head(
 def _labels_do_not_fit(labels: np.ndarray, names: Sequence[str]) -> DataError:
     return DataError(
         f"labels of type {labels.dtype} and shape {list(labels.shape)} fit none of the outputs {list(names)}",
-        hint="Labels are class numbers from 0, or (regression) numbers shaped like the output.",
+        hint="Labels are class numbers from 0, or (regression) numbers shaped like the output. Classes that "
+        "are called by other numbers, such as 1 to 10, are named in the order of the output by --labels.",
     )
 
 

@@ -107,6 +107,8 @@ def labelled_files(folder: Path, suffixes: Sequence[str], options: SourceOptions
     else:
         words = _folder_labels(folder, found)
     labels, names = (None, ()) if words is None else encode_labels(words, options.classes, str(folder))
+    if labels is not None and not names and not os.path.lexists(table):
+        notes += (_note_of_numbers(folder, labels),)
     keep = spread_evenly(range(len(found)), options.max_rows)
     if len(keep) < len(found):
         notes += (spread_note(str(folder), len(keep), len(found)),)
@@ -130,6 +132,18 @@ def _folder_labels(folder: Path, found: Sequence[Path]) -> list[str] | None:
             hint=_LABELS_HINT,
         )
     return [parent[0] for parent in parents]
+
+
+def _note_of_numbers(folder: Path, labels: np.ndarray) -> str:
+    """How subfolders that are named by numbers were understood."""
+    numbers = np.unique(labels)
+    if np.array_equal(numbers, np.arange(len(numbers))):
+        return f"{folder}: the subfolders 0 to {len(numbers) - 1} are the numbers of the classes"
+    shown = ", ".join(f"{number:g}" for number in numbers[:3]) + (", …" if len(numbers) > 3 else "")
+    return (
+        f"{folder}: the subfolders {shown} are taken for the numbers of classes, counted from 0, or for"
+        " values; if they are names, give all of them in the order of the output by --labels"
+    )
 
 
 def _read_labels(table: Path, found: Sequence[Path]) -> dict[Path, str]:

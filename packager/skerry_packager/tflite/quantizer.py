@@ -13,9 +13,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -24,6 +22,7 @@ from skerry_contract.errors import ModelError
 from skerry_runtime.worker.engines.tflite_guard import Outline, check_tflite
 
 from ..engine import Feed
+from ..scratch import scratch
 from .floats import unpack_fp16, unpack_sparse
 from .model import parse, schema, serialize, type_name
 
@@ -65,14 +64,13 @@ def quantize(source: bytes, mode: Mode, feeds: Sequence[Feed], seconds: float) -
         unpack_sparse(model, dense=True)
     _name_tensors(model)
     _sign(model, before)
-    with tempfile.TemporaryDirectory(prefix="skerry-quantizer-") as scratch:
-        folder = Path(scratch)
+    with scratch("quantizer") as folder:
         (folder / "model.tflite").write_bytes(serialize(model))
         for number, feed in enumerate(feeds if mode == "static" else ()):
             arrays = {f"input{place}": feed[port.name] for place, port in enumerate(before.inputs)}
             np.savez(folder / f"feed{number}.npz", **arrays)  # type: ignore[arg-type] # numpy's stub
         names = [port.name for port in before.inputs]
-        _run({"sys_path": sys.path, "folder": scratch, "mode": mode, "names": names}, seconds)
+        _run({"sys_path": sys.path, "folder": str(folder), "mode": mode, "names": names}, seconds)
         made = (folder / "quantized.tflite").read_bytes()
     quantized = parse(made)
     _sign(quantized, before)

@@ -24,6 +24,8 @@ class Candidate:
     """Whether it calculates in integers, so that its outputs may differ between machines."""
     sensitivity: tuple[Sensitivity, ...] = ()
     """Of a mixed-precision variant."""
+    ram_bounds: tuple[int, int] | None = None
+    """Lower and upper bound of its RAM in bytes, where they do not follow from the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from skerry_contract.errors import (
+    MemoryBudgetError,
     NotFoundError,
     SelfTestError,
     SkerryError,
@@ -30,7 +31,8 @@ from .runner import Runner
 from .serving import Serving
 from .slots import Generation, ModelSlots
 from .update import Event, UpdateState
-from .workers import Worker
+from .usage import Usage
+from .worker import Worker
 
 _STARTS: Final = 3
 """Starts in a row of a good generation that may fail before the last good one takes over."""
@@ -49,6 +51,7 @@ class Activation:
         self._runner = runner
         self._c = context
         self.serving = Serving(name, context.surroundings, self)
+        self.usage = Usage(slots.state / "memory", context.clock.now_ms)
         self.good: Generation | None = None
         """Confirmed; what is returned to."""
         self._tried: Generation | None = None
@@ -56,8 +59,29 @@ class Activation:
         self._trial_restarts = 0
         self._crashes: list[float] = []
         self._failed_starts = 0
+        self.trouble: SkerryError | None = None
+        """Why the good generation does not answer at this moment."""
 
     # --- at the start -----------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """There is a good generation, and not the memory to start it."""
+        return isinstance(self.trouble, MemoryBudgetError) and self.serving.answering is None
+
+    def wait_for_room(self, error: MemoryBudgetError) -> None:
+        """Start nothing until `serve_current`: it would not fit."""
+        current = self._slots.current()
+        if current is None:
+            return
+        try:
+            self._now_good(self._slots.load(current.gen))
+        except SlotError:
+            self.serve_current()  # it is damaged, which is a matter of its own
+            return
+        self.trouble = error
+        self._c.journal.event("model.waits", f"{self._name}: {error}", model=self._name, error=error)
+        self._c.silent(self._name)
 
     def serve_current(self) -> None:
         """Let what ``current`` names answer, or the last good one if that is damaged."""
@@ -120,6 +144,10 @@ class Activation:
                 began=self._c.clock.monotonic(),
             )
 
+    def progress(self) -> dict[str, float] | None:
+        """Of the trial that is under way; see `Trial.progress`."""
+        return self._trial.progress(self._c.clock.monotonic()) if self._trial is not None else None
+
     def judge_by(self, probation: Probation) -> None:
         """Other limits for a trial that is under way."""
         if self._trial is not None:
@@ -131,12 +159,16 @@ class Activation:
         if generation is None:
             return
         self._now_good(generation)
+        self.trouble = None
         self.serving.confirm()
+        self.usage.save()
         self._write_confirmed(generation, raise_floor=not settled_early)
 
     def restore(self) -> None:
         self._trial = self._tried = None
         self.serving.restore()
+        if (worker := self.serving.worker) is not None and worker.ready is not None:
+            self.usage.begin(worker.ready.rss_bytes)
         self.drop_pending()
         if self.good is None:
             self._c.silent(self._name)
@@ -160,6 +192,8 @@ class Activation:
     # --- serving.ServingEvents --------------------------------------------------------------------
 
     def trial_active(self, worker: Worker) -> None:
+        if worker.ready is not None:
+            self.usage.begin(worker.ready.rss_bytes)
         if self._runner.state is UpdateState.PENDING:
             self._runner.fire(Event.ACTIVATED)
         elif self._runner.state is UpdateState.PROBATION:
@@ -177,6 +211,9 @@ class Activation:
             case Verdict.HOLD:
                 pass
 
+    def answering_health(self, health: Health) -> None:
+        self.usage.saw(health)
+
     def trial_failed(self, error: SkerryError) -> None:
         if self._runner.state not in (UpdateState.PENDING, UpdateState.PROBATION):
             return
@@ -188,9 +225,12 @@ class Activation:
 
     def active_serving(self) -> None:
         self._failed_starts = 0
+        self.trouble = None
+        self.usage.save()
         self._c.changed()
 
     def active_lost(self, error: SkerryError, *, started: bool) -> None:
+        self.trouble = error
         now = self._c.clock.monotonic()
         self._c.journal.event(
             "worker.ended", f"{self._name}: {error}", model=self._name, error=error, critical=False

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 from skerry_contract.errors import StorageError
 from skerry_contract.summary import CLOCK_NONE, CLOCK_NTP
 
-from .files import write_durably
+from .files import storage_errors, write_durably
 
 BUILD_MS: Final = 1_767_225_600_000
 """2026-01-01: no device of this version lives before it."""
@@ -219,7 +219,8 @@ class SystemClock:
 
 def boot_id() -> str:
     """32 hexadecimal digits, new at every boot of the machine."""
-    return _BOOT_ID.read_text().strip().replace("-", "")
+    with storage_errors("reading the boot's identifier"):
+        return _BOOT_ID.read_text().strip().replace("-", "")
 
 
 class WindowNumbers:

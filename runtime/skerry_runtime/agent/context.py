@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..config import DeviceConfig
 from ..ipc import Window
@@ -13,6 +13,7 @@ from .fetch import Fetcher
 from .jobs import Jobs
 from .journal import Journal
 from .loop import Loop
+from .room import Room
 from .serving import Surroundings
 from .store import Store
 from .workers import Workers
@@ -42,3 +43,5 @@ class Context:
     """No model is being updated: the store may be collected."""
     silent: Callable[[str], None]
     """Nothing answers for this model any more."""
+    room: Room = field(default_factory=Room)
+    """The memory that all models share."""

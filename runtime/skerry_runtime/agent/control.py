@@ -14,7 +14,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,7 +119,7 @@ class ControlServer:
                     return {"stopping": True}
                 case other:
                     raise InputError(f"the daemon does not know the request {str(other)[:40]!r}")
-        except FutureTimeout as error:
+        except TimeoutError as error:
             raise UnavailableError(
                 f"the daemon did not answer within {_ANSWER_SECONDS:.0f} s", hint="See its log."
             ) from error
@@ -209,9 +208,11 @@ def request(
         try:
             sock.connect(str(path))
         except OSError as error:
+            hint = "Start it with 'skerry-runtime run --config FILE', as the same user or root."
+            if isinstance(error, PermissionError):
+                hint = "Only the daemon's own user and root may ask it: try again as one of them."
             raise UnavailableError(
-                f"no skerry-runtime answers at {path}: {error.strerror}",
-                hint="Start it with 'skerry-runtime run --config FILE', as the same user or root.",
+                f"no skerry-runtime answers at {path}: {error.strerror}", hint=hint
             ) from error
         try:
             socket.send_fds(sock, [json.dumps(message).encode() + b"\n"], descriptors)

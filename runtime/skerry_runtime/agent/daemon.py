@@ -21,9 +21,10 @@ from skerry_contract.topics import Up
 
 from ..config import DeviceConfig
 from ..ipc import Window
-from . import machine, notify, trust
+from . import lean, machine, notify, trust
 from .clock import SystemClock, WindowNumbers, boot_id
 from .context import Context
+from .data_folder import check_format, check_owner
 from .fetch import Fetcher
 from .files import make_folder
 from .fleet import Fleet, Parts
@@ -36,16 +37,20 @@ from .log import name_transactions
 from .loop import Loop
 from .model import Model
 from .models import Models
+from .room import Room
 from .serving import Surroundings
 from .slot_view import slots_of
 from .store import Store
 from .telemetry import Telemetry
+from .trust_keys import TrustedKeys
 from .vital_signs import VitalSigns
 from .workers import Workers
 
 REPORT_SECONDS: Final = 5.0
 """Between two reports of a download's progress."""
 STOP_SECONDS: Final = 15.0
+_SETTLED_SECONDS: Final = 30.0
+"""After which nothing of the start is needed any more."""
 
 
 class Daemon:
@@ -64,9 +69,12 @@ class Daemon:
         self._began = time.monotonic()
         self._stopping = False
         data, state = config.data_dir, config.data_dir / "state"
-        for folder in (data, state, config.run_dir, data / "models"):
-            make_folder(folder)
+        make_folder(data)
+        check_owner(data)
         self._lock = Lock(data / "lock")
+        check_format(data / "format")
+        for folder in (state, config.run_dir, data / "models"):
+            make_folder(folder)
         self.loop = Loop()
         self._boot = boot_id()
         self._clock = SystemClock(state / "time-floor")
@@ -80,6 +88,7 @@ class Daemon:
             config.buffer_bytes,
             lambda channel, payload: self._fleet.publish(channel, payload),
             lambda: self._journal.stamp(),
+            config.flash,
         )
         self._journal = Journal(
             self._clock,
@@ -110,6 +119,7 @@ class Daemon:
         self._context = self._make_context(store, fetcher, WindowNumbers(state / "windows", self._boot))
         self._imports = Imports(self._models, self._context)
         self._signs = VitalSigns(self._models, self._telemetry, self._fleet)
+        self._keys = TrustedKeys(self._context, self._signs.starting)
         notifier, watchdog_s = notify.take_environment(os.environ)
         self._heart = notify.Heart(
             self.loop,
@@ -151,6 +161,7 @@ class Daemon:
             obey=self._fleet.obey_kept,
             idle=lambda: not self._imports.busy and self._models.settled,
             silent=self._models.fall_silent,
+            room=Room(config.budgets.ram_bytes, self._models.taken),
         )
 
     def _make_model(self, name: str, folder: Path) -> Model:
@@ -162,8 +173,9 @@ class Daemon:
         """Serve until SIGTERM, SIGINT or `stop`."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.loop.call_soon(self.stop))
-        self._telemetry.start()
+        lean.few_arenas()
         self._workers.start()
+        self._telemetry.start()
         self._models.start()
         names = ", ".join(model.name for model in self._models)
         self._journal.event(
@@ -175,6 +187,8 @@ class Daemon:
         self._tick()
         self._fleet.start()
         self._heart.start()
+        self._keys.start()
+        self.loop.call_later(_SETTLED_SECONDS, lean.give_back)
         self.loop.run()
         self._end()
 
@@ -213,6 +227,7 @@ class Daemon:
         with suppress(StorageError):
             self._clock.tick()
         self._clock.tell(self._journal.event)
+        self._models.start_waiting()
         if not self._models.settled:
             self._fleet.report()
         if not self._stopping:
@@ -236,6 +251,9 @@ class Daemon:
             "uptime_s": round(time.monotonic() - self._began, 1),
             "boot": self._boot,
             "fleet": self._fleet.status(),
+            "trust": self._keys.status(),
+            "clock": self._clock.status(),
+            "windows": asdict(self._fleet.settings()),
             "serve": {
                 "socket": str(self._config.serve.socket),
                 "http": f"{http[0]}:{http[1]}" if http else None,

@@ -28,6 +28,7 @@ UNIT: Final = "skerry-runtime.service"
 _FEW_INODES: Final = 1000
 _MANY_RESTARTS: Final = 5
 _COMMAND_SECONDS: Final = 10.0
+AS_WHOM: Final = "Run doctor as the daemon's user, or as root."
 
 
 class Level(StrEnum):
@@ -82,7 +83,13 @@ def examine(checks: Sequence[Check], patient: Patient) -> Iterator[Finding]:
             yield from check(patient)
         except OSError as error:
             name = check.__name__.strip("_").replace("_", " ")
-            yield warn(name, f"cannot be looked at: {error}", "Run doctor as the daemon's user, or as root.")
+            yield warn(name, f"cannot be looked at: {said(error)}", AS_WHOM)
+
+
+def said(error: OSError) -> str:
+    """An error of the system without its number."""
+    text = error.strerror or str(error) or "no answer"
+    return f"{error.filename}: {text}" if error.filename else text
 
 
 # --- the daemon ---------------------------------------------------------------------------------------
@@ -91,7 +98,7 @@ def examine(checks: Sequence[Check], patient: Patient) -> Iterator[Finding]:
 def daemon(patient: Patient) -> Iterator[Finding]:
     status = patient.status
     if status is None:
-        yield warn("daemon", "none answers", f"Start it: systemctl start {UNIT.removesuffix('.service')}")
+        yield _no_answer(patient)
         return
     yield ok("daemon", f"process {status['pid']}, version {status['version']}")
     for name, model in status["models"].items():
@@ -100,6 +107,10 @@ def daemon(patient: Patient) -> Iterator[Finding]:
             said = f": {error['message']}" if error else ""
             hint = (error and error["hint"]) or "Install a bundle, or roll one out."
             yield fail("models", f"nothing answers for {name}{said}", hint)
+        elif model["trouble"]:
+            trouble = model["trouble"]
+            text = f"the process of {name} is being replaced: {trouble['message']}"
+            yield fail("models", text, trouble["hint"] or "See skerry-runtime logs.")
         elif error:
             text = f"{name} {model['target_version']} is {model['state']}: {error['message']}"
             yield warn("models", text, error["hint"])
@@ -114,8 +125,40 @@ def daemon(patient: Patient) -> Iterator[Finding]:
         yield warn("watchdog", f"waits for {missing}", "See skerry-runtime logs; systemd restarts it soon.")
 
 
+def _no_answer(patient: Patient) -> Finding:
+    data = patient.config.data_dir
+    holder = lock_holder(patient.root, data / "lock")
+    if holder:
+        text = f"process {holder} holds {data} and does not answer"
+        return fail("daemon", text, f"See its log; then end it (kill {holder}), or give this one a data_dir.")
+    start = f"skerry-runtime run --config {patient.config_path}"
+    if _has_systemd(patient):
+        start = f"systemctl start {UNIT.removesuffix('.service')}"
+    return warn("daemon", "none answers", f"Start it: {start}")
+
+
+def lock_holder(root: Path, lock: Path) -> int:
+    """The process that holds the data folder's lock, by ``/proc/locks``; 0 if none does. Takes no lock."""
+    try:
+        found = lock.stat()
+        lines = (root / "proc/locks").read_text().splitlines()
+    except OSError:
+        return 0
+    device = found.st_dev
+    place = f"{os.major(device):02x}:{os.minor(device):02x}:{found.st_ino}"
+    for line in lines:
+        words = line.split()
+        if len(words) > 5 and words[1] == "FLOCK" and words[5] == place and words[4].isdecimal():
+            return int(words[4])
+    return 0
+
+
+def _has_systemd(patient: Patient) -> bool:
+    return (patient.root / "run/systemd/system").is_dir() and shutil.which("systemctl") is not None
+
+
 def unit(patient: Patient) -> Iterator[Finding]:
-    if not (patient.root / "run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+    if not _has_systemd(patient):
         yield ok("unit", "systemd does not run here")
         return
     wanted = "LoadState,ActiveState,UnitFileState,NRestarts,Result"
@@ -164,13 +207,16 @@ def permissions(patient: Patient) -> Iterator[Finding]:
         yield warn("permissions", f"others may look into {data}", f"chmod 700 {data}")
     foreign = [path for path in _own_files(data) if path.lstat().st_uid != owner.st_uid]
     if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         yield fail(
             "permissions",
-            f"{len(foreign)} files do not belong to the owner of {data}, such as {foreign[0]}",
+            f"{foreign[0]}{more} do not belong to the owner of {data}"
+            if more
+            else f"{foreign[0]} does not belong to the owner of {data}",
             f"A command was run as another user: chown -R --reference={data} {data}",
         )
     elif os.geteuid() not in (0, owner.st_uid):
-        yield warn("permissions", f"{data} belongs to another user", "Run doctor as that user, or as root.")
+        yield warn("permissions", f"{data} belongs to another user", AS_WHOM)
     elif not owner.st_mode & 0o077:
         yield ok("permissions", f"{data} is the owner's alone")
 
@@ -194,7 +240,11 @@ def disk(patient: Patient) -> Iterator[Finding]:
         yield ok("disk", f"{free / MIB:.0f} MiB are free")
     if system.f_files > 0 and system.f_favail < _FEW_INODES:
         yield fail("disk", f"{system.f_favail} inodes are free", "Remove small files on that file system.")
-    if patient.config.data_dir.is_dir():
+    if not patient.config.data_dir.is_dir():
+        return
+    if os.geteuid() not in (0, patient.config.data_dir.stat().st_uid):
+        yield warn("disk", "only the daemon's user can try whether files can be written", AS_WHOM)
+    else:
         probe = patient.config.data_dir / f"doctor-{os.getpid()}"
         try:
             write_durably(probe, b"doctor\n")

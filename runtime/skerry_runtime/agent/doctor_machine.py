@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +34,13 @@ _THROTTLED: Final = {
 """Bits of ``vcgencmd get_throttled``; the same 16 higher for what happened since the boot."""
 
 
-def models(patient: Patient) -> Iterator[Finding]:
-    """What is installed has what it needs: files, engine, instructions, memory."""
+def processor(patient: Patient) -> Iterator[Finding]:
+    """What it is, and that what is installed has what it needs: files, engine, instructions, memory."""
     hardware, engines = machine.hardware(patient.config.device_class), machine.engines()
+    flags = (
+        f"with {', '.join(hardware.isa)}" if hardware.isa else "without the instructions that variants use"
+    )
+    yield ok("processor", f"{hardware.arch}, {hardware.cores} cores, {flags}")
     for name, generation in _generations(patient.config.data_dir):
         if isinstance(generation, SkerryError):
             yield fail("processor", f"{name}: {generation.message}", generation.hint or "Install it again.")
@@ -122,7 +127,10 @@ def throttling(answer: str) -> Iterator[Finding]:
 def clock(patient: Patient) -> Iterator[Finding]:
     floor = max(BUILD_MS, read_number(patient.config.data_dir / "state" / "time-floor"))
     if patient.now_ms < floor:
-        text = "the clock is behind what this device knows of the time"
+        now, past = (
+            time.strftime("%Y-%m-%d %H:%M", time.gmtime(ms / 1000)) for ms in (patient.now_ms, floor)
+        )
+        text = f"it says {now} UTC, and this device knows that {past} is past"
         yield fail(
             "clock",
             text,
@@ -145,7 +153,7 @@ def clock(patient: Patient) -> Iterator[Finding]:
         )
 
 
-MACHINE_CHECKS: Final[tuple[Check, ...]] = (models, memory, swap, heat, clock)
+MACHINE_CHECKS: Final[tuple[Check, ...]] = (processor, memory, swap, heat, clock)
 
 
 # --- parts --------------------------------------------------------------------------------------------

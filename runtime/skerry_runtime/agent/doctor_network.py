@@ -14,15 +14,19 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..config import FleetConfig
-from .doctor import Check, Finding, Patient, fail, ok, warn
+from .doctor import AS_WHOM, Check, Finding, Patient, fail, ok, said, warn
 
 SECONDS: Final = 5.0
+_CREDENTIALS: Final = (
+    "Compare fleet.username and fleet.password with what the fleet gave this device, and see whether the"
+    " device is still in the fleet."
+)
 _REFUSALS: Final = {
     1: ("it does not speak MQTT 3.1.1", "Use another broker."),
     2: ("it refuses the device's name", "Compare device with what the fleet gave this device."),
     3: ("it is not available", "See the broker's log."),
-    4: ("the user name or the password is wrong", "Compare fleet.username and fleet.password."),
-    5: ("this device may not connect", "Add the device to the fleet, or renew its password."),
+    4: ("it refuses the user name or the password", _CREDENTIALS),
+    5: ("it refuses the user name or the password", _CREDENTIALS),
 }
 """Return codes of CONNACK (MQTT 3.1.1, 3.2.2.3)."""
 
@@ -41,7 +45,7 @@ def broker(patient: Patient) -> Iterator[Finding]:
     except OSError as error:
         yield fail(
             "broker",
-            f"{where} does not answer: {error}",
+            f"{where} does not answer: {said(error)}",
             "Check fleet.host and fleet.port, the network, and the firewall.",
         )
         return
@@ -54,7 +58,8 @@ def broker(patient: Patient) -> Iterator[Finding]:
         except (OSError, ValueError) as error:
             yield fail(
                 "broker",
-                f"{where} is there, but does not speak MQTT: {error}",
+                f"{where} is there, but does not speak MQTT:"
+                f" {said(error) if isinstance(error, OSError) else error}",
                 "Check fleet.port and fleet.tls_ca.",
             )
         else:
@@ -111,11 +116,9 @@ def _ready(name: str, path: str) -> Finding:
             connection.sendall(question)
             answer = connection.recv(64)
     except PermissionError:
-        return warn(
-            "sockets", f"you may not use {path}", "Join the group of the socket, or run doctor as root."
-        )
+        return warn("sockets", f"you may not use {path}", f"Join the group of the socket. {AS_WHOM}")
     except OSError as error:
-        return fail("sockets", f"{name} does not answer at {path}: {error}", "See skerry-runtime logs.")
+        return fail("sockets", f"{name} does not answer at {path}: {said(error)}", "See skerry-runtime logs.")
     if b" 200 " not in answer:
         return fail("sockets", f"{name} is not ready at {path}", "See skerry-runtime logs.")
     return ok("sockets", f"{name} answers at {path}")

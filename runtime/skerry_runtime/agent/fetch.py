@@ -28,7 +28,7 @@ from skerry_contract.limits import KIB
 from skerry_contract.manifest import BlobRef
 from skerry_contract.messages import BlockRequest, ErrorReport, decode
 
-from .files import storage_errors
+from .files import close_quietly, storage_errors
 from .store import Store
 
 Progress = Callable[[int, int], None]
@@ -279,7 +279,7 @@ class _Part:
                 if ref.size:
                     os.posix_fallocate(self._file, 0, ref.size)
             except OSError:
-                os.close(self._file)
+                close_quietly(self._file)
                 path.unlink(missing_ok=True)
                 raise
 
@@ -345,7 +345,7 @@ class _Part:
             if self._unsaved and self.missing:
                 self.save()
         finally:
-            os.close(self._file)
+            close_quietly(self._file)
 
     def _read_journal(self) -> set[int]:
         """Blocks that are missing; all of them if the journal is not readable or of another cut."""

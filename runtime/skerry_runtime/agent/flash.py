@@ -29,14 +29,21 @@ _ENDED: Final = frozenset(f"update.{phase}" for phase in FINAL_PHASES) | {"updat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endurance:
-    """What is assumed of the card; none of it can be measured from here."""
+    """What is assumed of the card (``[flash]`` of the configuration): it cannot be measured from here."""
 
+    tbw_bytes: int = 0
+    """What the maker says may be written to it in all; 0: card size times cycles."""
     card_bytes: int = 0
     """0: the size of the file system with the data folder."""
     cycles: int = 500
     """Program/erase cycles of each cell; cheap TLC cards stand 300 to 1,000."""
     amplification: float = 4.0
     """Bytes programmed for each byte that the kernel hands over: file system journal, erase blocks."""
+
+    @property
+    def bytes_in_all(self) -> float:
+        """That the kernel may hand over before the card is worn."""
+        return (self.tbw_bytes or self.card_bytes * self.cycles) / self.amplification
 
 
 class Day(msgspec.Struct, array_like=True):
@@ -87,6 +94,8 @@ def kernel_counts() -> Written:
 
 
 DEFAULT_ENDURANCE: Final = Endurance()
+MAKERS_AMPLIFICATION: Final = 2.0
+"""The same where the maker's total counts, which has the card's own part in it: the file system's."""
 
 
 @dataclass(slots=True)
@@ -163,7 +172,6 @@ class FlashLedger:
         total = totals.outbox + totals.other
         enough = self.measured and totals.seconds >= 3600
         a_day = total / totals.seconds * 86_400 if enough else None
-        lasts = endurance.card_bytes * endurance.cycles / endurance.amplification
         rows = totals.events + totals.windows
         return {
             "measured": self.measured,
@@ -191,8 +199,9 @@ class FlashLedger:
                 }
                 for one in totals.deployments
             ],
-            "card_years": round(lasts / a_day / 365.25, 1) if a_day else None,
+            "card_years": round(endurance.bytes_in_all / a_day / 365.25, 1) if a_day else None,
             "assumed": {
+                "tbw_bytes": endurance.tbw_bytes,
                 "card_bytes": endurance.card_bytes,
                 "cycles": endurance.cycles,
                 "amplification": endurance.amplification,
@@ -202,7 +211,7 @@ class FlashLedger:
 
 def with_card_size(endurance: Endurance, folder: Path) -> Endurance:
     """The file system of ``folder`` stands for the card where no size is given."""
-    if endurance.card_bytes:
+    if endurance.card_bytes or endurance.tbw_bytes:
         return endurance
     try:
         found = os.statvfs(folder)

@@ -71,6 +71,15 @@ class Trial:
             return Verdict.HEALTHY
         return Verdict.HOLD
 
+    def progress(self, now: float) -> dict[str, float]:
+        """What it has of what it needs, as plain JSON; ``now`` in seconds since boot."""
+        return {
+            "answered": self.requests + self.canaries,
+            "answered_wanted": self.probation.requests,
+            "seconds": round(now - self.began, 1),
+            "seconds_wanted": self.probation.seconds,
+        }
+
 
 def _proof(trial: Trial, health: Health) -> SkerryError | None:
     if trial.budgets.ram_bytes and health.rss_bytes > trial.budgets.ram_bytes:

@@ -68,5 +68,6 @@ class Imports:
             engineers=self._c.config.trust.engineers,
             floors={model.name: model.floor for model in self._models},
             device=self._c.device,
+            ram_taken=self._c.room.taken(),
         )
         self._c.jobs.submit(lambda _: trust_process.import_file(request), verified, refused)

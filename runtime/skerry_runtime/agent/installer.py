@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Final
 
 from skerry_contract.digests import Digest
 from skerry_contract.errors import BundleFormatError, SlotError
@@ -15,6 +16,9 @@ from .context import Context
 from .fetch import Progress
 from .record import Record
 from .slots import Generation, GenerationInfo, ModelSlots, effective_budgets
+
+_LONGEST_REASON: Final = 2000
+"""Characters; a bundle may have many variants, and each is named with what it lacks."""
 
 
 class Installer:
@@ -34,8 +38,8 @@ class Installer:
         ]
         self._c.fetcher.fetch(refs, cancelled=cancelled)
 
-    def verify(self, record: Record, floor: int) -> trust.BundleAnswer:
-        """Ask the trust process."""
+    def verify(self, record: Record, floor: int, device: trust.Device) -> trust.BundleAnswer:
+        """Ask the trust process; ``device`` has the memory that is left for this model."""
         request = trust.CheckBundle(
             store=str(self._c.store.folder),
             manifest=_known(record.target),
@@ -45,7 +49,7 @@ class Installer:
             version=record.version,
             release=record.release,
             floor=floor,
-            device=self._c.device,
+            device=device,
         )
         return trust_process.verify_bundle(request)
 
@@ -60,8 +64,9 @@ class Installer:
         """Hash everything again and build the generation. Only of a bundle that was verified."""
         manifest, bundle = self._manifest(record), _known(record.target)
         return stage(
-            self._slots, manifest, bundle, _known(record.signature), record.variant, self._c.config.budgets
-        )
+            self._slots, manifest, bundle, _known(record.signature), (record.variant, record.reason),
+            self._c.config.budgets,
+        )  # fmt: skip
 
     def _manifest(self, record: Record) -> Manifest:
         return parse_manifest(self._c.store.read(_known(record.target), DEFAULT_LIMITS.manifest_bytes))
@@ -72,19 +77,23 @@ def stage(
     manifest: Manifest,
     bundle: Digest,
     signature: Digest,
-    variant: str,
+    choice: tuple[str, str],
     budgets: BudgetsConfig,
 ) -> Generation:
     """Build the next generation of a verified bundle whose blobs are in the store.
+
+    Args:
+        choice: the variant, and why it was chosen.
 
     Raises:
         SlotError: a blob is missing or damaged.
         StorageError: the disk fails.
     """
     info = GenerationInfo(
-        variant=variant,
+        variant=choice[0],
         bundle=bundle,
         budgets=effective_budgets(manifest, budgets.ram_bytes, budgets.latency_p95_us),
+        reason=choice[1][:_LONGEST_REASON],
     )
     return slots.stage(manifest, signature, info)
 

@@ -17,7 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import paho.mqtt.client as mqtt
+from .lean import without_modules
+
+# What paho imports for proxies and name records, which are not used here, costs up to 8 MB that no kernel
+# can evict: HTTP, e-mail, and dnspython with its tables where that is installed.
+with without_modules("dns", "socks", stand_ins=("urllib.request",)):
+    import paho.mqtt.client as mqtt
+
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -161,7 +167,7 @@ class MqttLink:
             return
         self._failed(
             UnavailableError(
-                f"no broker answers at {self._address()}: {cause}",
+                f"no broker answers at {self._address()}: {getattr(cause, 'strerror', None) or cause}",
                 hint="Check fleet.host and fleet.port, that the server runs, and the network."
                 " The device goes on serving and keeps trying.",
             )

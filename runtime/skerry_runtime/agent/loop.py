@@ -7,7 +7,6 @@ goes on, because the daemon must outlive its bugs.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import heapq
 import itertools
 import os
@@ -67,17 +66,28 @@ class Loop:
         return timer
 
     def ask(self, call: Callable[[], T], timeout: float) -> T:
-        """From another thread: run it in the loop and wait for what it returns or raises."""
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        """From another thread: run it in the loop and wait for what it returns or raises.
+
+        Raises:
+            TimeoutError: the loop did not come to it in time; it may still do it.
+        """
+        answered = threading.Event()
+        results: list[T] = []
+        errors: list[BaseException] = []
 
         def run() -> None:
             try:
-                future.set_result(call())
+                results.append(call())
             except BaseException as error:  # noqa: BLE001 - handed to the thread that asked
-                future.set_exception(error)
+                errors.append(error)
+            answered.set()
 
         self.call_soon(run)
-        return future.result(timeout)
+        if not answered.wait(timeout):
+            raise TimeoutError
+        for error in errors:
+            raise error
+        return results[0]
 
     def add_reader(self, file: HasFileno, call: Callable[[], None]) -> None:
         self._selector.register(file.fileno(), selectors.EVENT_READ, call)

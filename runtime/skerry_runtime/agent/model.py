@@ -10,10 +10,17 @@ import contextlib
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from skerry_contract.errors import ConflictError, NotFoundError, SelfTestError, SkerryError, StorageError
-from skerry_contract.messages import DesiredModel, ModelReport
+from skerry_contract.errors import (
+    ConflictError,
+    MemoryBudgetError,
+    NotFoundError,
+    SelfTestError,
+    SkerryError,
+    StorageError,
+)
+from skerry_contract.messages import DesiredModel, ErrorReport, ModelReport
 
 from . import trust, truth
 from .activation import Activation
@@ -21,11 +28,13 @@ from .context import Context
 from .log import get_logger
 from .preparation import Preparation
 from .record import Record, record_of
+from .room import Taken, resident
 from .runner import Runner
 from .serving import Serving
 from .slots import ModelSlots
 from .update import MAX_SELF_TESTS, SETTLED, Action, Event, UpdateState, recover
 
+_START_AGAIN_SECONDS: Final = 5.0
 _log = get_logger("model")
 
 
@@ -39,6 +48,7 @@ class Model:
         self._runner = Runner(name, self.slots.state / "update", context)
         self._preparation = Preparation(name, self.slots, self._runner, context)
         self._live = Activation(name, self.slots, self._runner, context)
+        self._started = False
         self._runner.bind(
             {
                 Action.DESCRIBE: self._preparation.describe,
@@ -62,14 +72,32 @@ class Model:
     # --- start and end ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Recover, then serve what is good at once; no network is needed."""
+        """Recover, then serve what is good at once; no network is needed.
+
+        Where the disk does not even let the pointers be read, nothing is guessed: it is asked again.
+        """
+        try:
+            self._recover()
+        except StorageError as error:
+            self._c.journal.event("slot.unreadable", str(error), model=self.name, error=error)
+            self._c.loop.call_later(_START_AGAIN_SECONDS, self._start_again)
+        else:
+            self._started = True
+
+    def _start_again(self) -> None:
+        self.start()
+        if self._started:
+            self._c.obey()
+
+    def _recover(self) -> None:
+        """Raises `StorageError` if the pointers cannot be read."""
         try:
             for note in self.slots.recover():
                 self._c.journal.event("slot.recovered", note, model=self.name)
         except StorageError as error:
             # What is left half done is harmless; what is good can be served from a disk that is full.
             self._c.journal.event("slot.unrecovered", str(error), model=self.name, error=error)
-        self._live.serve_current()
+        self._serve_if_room()
         record, good, pending = self._runner.record, self._live.good, self.slots.pending()
         state = recover(
             record.state,
@@ -92,8 +120,29 @@ class Model:
         with contextlib.suppress(StorageError):
             self.slots.collect()
 
+    def _serve_if_room(self) -> None:
+        try:
+            if self.slots.pending() is None:  # what is tried was admitted already
+                self._c.room.check_start(self.name, self._live.usage.peak_bytes)
+        except MemoryBudgetError as error:
+            self._live.wait_for_room(error)
+        else:
+            self._live.serve_current()
+
+    def start_if_room(self) -> None:
+        """For one that waits for memory: look again."""
+        if not self._live.waits:
+            return
+        try:
+            self._c.room.check_start(self.name, self._live.usage.peak_bytes)
+        except MemoryBudgetError:
+            return
+        self._c.journal.event("model.started", f"{self.name}: there is memory for it now", model=self.name)
+        self._live.serve_current()
+
     def stop(self) -> None:
         """A clean end: what is tried keeps its tries, workers drain."""
+        self._live.usage.save()
         self._preparation.abandon()
         if self._runner.state in (UpdateState.PENDING, UpdateState.PROBATION):
             try:
@@ -106,6 +155,8 @@ class Model:
 
     def desire(self, order: DesiredModel, revision: int) -> None:
         """Level-triggered: the newest order counts, an order that was obeyed is not obeyed again."""
+        if not self._started:
+            return  # It is looked at again as soon as it is known what is here.
         record = self._runner.record
         if not self.settled:
             if record.target == order.manifest.digest:
@@ -123,6 +174,8 @@ class Model:
         Returns the transaction. Raises `ConflictError` if an update is going on, or it is active already.
         """
         record, good = self._runner.record, self._live.good
+        if not self._started:
+            raise StorageError(f"what is installed of {self.name} cannot be read", hint="Check the disk.")
         if not self.settled:
             raise ConflictError(
                 f"an update of {self.name} to {record.version} is {record.state}",
@@ -180,6 +233,22 @@ class Model:
     # --- truth for others -------------------------------------------------------------------------
 
     @property
+    def used_ms(self) -> int:
+        """When it was last asked, Unix time; 0 if never."""
+        return self._live.usage.used_ms
+
+    @property
+    def taken(self) -> Taken | None:
+        """What it takes of the memory; None if it neither answers nor is about to."""
+        if not self.serving.wanted:
+            return None
+        worker, peak = self.serving.worker, self._live.usage.peak_bytes
+        if worker is None or worker.pid is None:
+            return Taken(peak, False)
+        now = resident(worker.pid)
+        return Taken(now.pss + max(0, peak - now.rss), True)
+
+    @property
     def serving(self) -> Serving:
         return self._live.serving
 
@@ -199,13 +268,18 @@ class Model:
 
     def report(self) -> ModelReport:
         """For the fleet."""
-        return truth.report(self._runner.record, self.serving, self._preparation.progress)
+        told = truth.report(self._runner.record, self.serving, self._preparation.progress)
+        trouble = self._live.trouble
+        return replace(told, error=ErrorReport.of(trouble)) if self._live.waits and trouble else told
 
     def status(self) -> dict[str, Any]:
         """For people, as plain JSON."""
-        return truth.status(
+        told = truth.status(
             self._runner.record, self.serving, self.slots.current(), self._preparation.progress
         )
+        error = self._live.trouble
+        trouble = error and {"code": error.code, "message": error.message, "hint": error.hint}
+        return {**told, "probation": self._live.progress(), "trouble": trouble}
 
     # --- orders, in detail ------------------------------------------------------------------------
 

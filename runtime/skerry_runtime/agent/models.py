@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from .files import write_durably
 from .listeners import Listeners
 from .log import get_logger
 from .model import Model
+from .room import Taken
 from .slots import installed_models
 
 _log = get_logger("models")
@@ -36,14 +38,33 @@ class Models:
         return iter(self._models.values())
 
     def start(self) -> None:
-        """Those that were installed before."""
+        """Those that were installed before: who is needed most has the first choice of the memory."""
         for name, folder in installed_models(self._folder).items():
-            try:
-                self._add(name, folder)
-            except StorageError as error:
-                _log.error(
-                    "a model cannot be started; the others go on", extra={"model": name, "error": error}
-                )
+            with self._going_on_without(name):
+                self._models[name] = self._make(name, folder)
+        for model in self._most_needed_first():
+            with self._going_on_without(model.name):
+                model.start()
+
+    def start_waiting(self) -> None:
+        """Those for which there was not enough memory, if there is now."""
+        for model in self._most_needed_first():
+            model.start_if_room()
+
+    def taken(self) -> dict[str, Taken]:
+        """What each model that answers, or is about to, takes of the memory."""
+        return {model.name: taken for model in self if (taken := model.taken) is not None}
+
+    def _most_needed_first(self) -> list[Model]:
+        """The one with the configured addresses, then the one that was asked last."""
+        return sorted(self, key=lambda model: (model.name != self._front, -model.used_ms, model.name))
+
+    @contextlib.contextmanager
+    def _going_on_without(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            _log.error("a model cannot be started; the others go on", extra={"model": name, "error": error})
 
     def get(self, name: str) -> Model:
         """A model that is made if it is new here. Raises `InputError` if that is no name of a model."""

@@ -86,7 +86,8 @@ def _install(config: DeviceConfig, models: Path, file: BinaryIO, say: Callable[[
         raise ConflictError(f"{answer.name} {answer.version} is installed already")
     slots.release_quarantine(answer.manifest)
     manifest = parse_manifest(store.read(answer.manifest, DEFAULT_LIMITS.manifest_bytes))
-    generation = stage(slots, manifest, answer.manifest, answer.signature, answer.variant, config.budgets)
+    choice = (answer.variant, answer.reason)
+    generation = stage(slots, manifest, answer.manifest, answer.signature, choice, config.budgets)
     clock = SystemClock(config.data_dir / "state" / "time-floor")
     record = replace(
         record_of(generation, UpdateState.SELF_TEST),

@@ -394,6 +394,11 @@ class Outbox:
         return self._rows
 
     @property
+    def next_seq(self) -> int:
+        """The next number that is given out."""
+        return self._next
+
+    @property
     def done_seq(self) -> int:
         """Everything up to here was acknowledged."""
         return self._done

@@ -127,7 +127,15 @@ class OutboxFile:
 
     def disk_bytes(self) -> int:
         """Of the file and its WAL."""
-        return sum(path.stat().st_size for path in (self.path, self._wal) if path.exists())
+        total = 0
+        for path in (self.path, self._wal):
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _storage_error("looking at the outbox's size", error) from error
+        return total
 
     def shrink(self) -> None:
         """Give the space of deleted rows back to the file system."""
@@ -155,11 +163,13 @@ class OutboxFile:
         return _storage_error(what, error)
 
     def _open(self) -> sqlite3.Connection:
-        try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if _code(error) in _DISK:
-                raise _storage_error("opening the outbox", error) from error
+        for _ in range(2):
+            # Twice: to SQLite's check a page that could not be read this time is a damaged one.
+            try:
+                return self._connect()
+            except sqlite3.DatabaseError as error:
+                if _code(error) in _DISK:
+                    raise _storage_error("opening the outbox", error) from error
         try:
             self.set_aside = self._put_aside()
             return self._connect()
@@ -192,6 +202,9 @@ class OutboxFile:
             ):  # fmt: skip
                 db.execute(f"PRAGMA {pragma}")
             self._prepare(db)
+            # If an fsync failed before, the kernel may take what the WAL holds for written while the disk has
+            # nothing of it: what comes after it would be lost, too. So it is written anew, and fsync'd.
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except BaseException:
             db.close()
             raise

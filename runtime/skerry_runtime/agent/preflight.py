@@ -10,8 +10,9 @@ from skerry_contract.errors import ConflictError, SkerryError, SlotError, Storag
 from ..ipc import Health, Ready, Window
 from .health import check_self_test
 from .serving import hard_limit
-from .slots import Generation
-from .workers import Order, Worker, Workers
+from .slots import Generation, variant_of
+from .worker import Order, Worker
+from .workers import Workers
 
 BLAMELESS: Final = (UnavailableError, StorageError, SlotError)
 """Errors of the device, not of the model: the bundle is not quarantined and may come again."""
@@ -32,9 +33,12 @@ class Preflight:
         self._passed = passed
         self._failed = failed
         self._over = False
+        self.ready: Ready | None = None
+        """What it measured, once it has passed."""
         order = Order(
             role="preflight",
             generation=str(generation.folder),
+            engine=variant_of(generation).engine,
             ram_limit_bytes=hard_limit(generation.info.budgets, machine_bytes),
         )
         self._worker = workers.spawn(order, self)
@@ -53,6 +57,7 @@ class Preflight:
         except SkerryError as error:
             self._failed(error)
         else:
+            self.ready = ready
             self._passed()
 
     def worker_ended(self, worker: Worker, error: SkerryError) -> None:

@@ -11,7 +11,16 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from skerry_contract.errors import OverloadedError, SkerryError, SlotError, TransferError, UnavailableError
+from msgspec.structs import replace
+
+from skerry_contract.errors import (
+    MemoryBudgetError,
+    OverloadedError,
+    SkerryError,
+    SlotError,
+    TransferError,
+    UnavailableError,
+)
 
 from .context import Context
 from .installer import Installer
@@ -70,9 +79,10 @@ class Preparation:
         )
 
     def verify(self) -> None:
-        record, floor = self._runner.record, self._slots.floor()
+        record = self._runner.record
+        device = replace(self._c.device, ram_budget_bytes=self._c.room.left_for(self._name))
         self._submit(
-            lambda _: self._installer.verify(record, floor),
+            lambda _: self._installer.verify(record, self._slots.floor(), device),
             lambda answer: self._runner.fire(Event.TRUSTED, variant=answer.variant, reason=answer.reason),
         )
 
@@ -130,8 +140,15 @@ class Preparation:
         self._runner.fire(Event.BUILT, generation=generation.number)
 
     def _test_passed(self) -> None:
+        ready = self._preflight.ready if self._preflight is not None else None
         self._preflight = None
-        self._runner.fire(Event.PASSED, self_tests=0)
+        try:
+            self._c.room.check(self._name, ready.rss_bytes if ready is not None else 0)
+        except MemoryBudgetError as error:
+            # Beside fewer models it would fit: the bundle is not to blame.
+            self._runner.fire(Event.REFUSED, error, self_tests=0)
+        else:
+            self._runner.fire(Event.PASSED, self_tests=0)
 
     def _test_failed(self, error: SkerryError) -> None:
         self._preflight = None

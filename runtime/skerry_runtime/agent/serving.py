@@ -18,8 +18,9 @@ from skerry_contract.messages import DeviceSettings
 from ..ipc import Accept, CloseWindow, Drain, Health, Ready, Window
 from .log import get_logger
 from .loop import Timer
-from .slots import EffectiveBudgets, Generation
-from .workers import Order, Worker, Workers
+from .slots import EffectiveBudgets, Generation, variant_of
+from .worker import Order, Worker
+from .workers import Workers
 
 DRAIN_SECONDS: Final = 10.0
 RESPAWN_SECONDS: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -50,6 +51,9 @@ class ServingEvents(Protocol):
         """The new generation answers now."""
 
     def trial_health(self, health: Health) -> None: ...
+
+    def answering_health(self, health: Health) -> None:
+        """Of the worker that gets the requests."""
 
     def trial_failed(self, error: SkerryError) -> None:
         """The new generation could not start, or its worker died."""
@@ -88,6 +92,11 @@ class Serving:
     def answering(self) -> Generation | None:
         """The generation that gets the requests, also while its worker is being replaced."""
         return self._trial if self._trial_accepts else self._good
+
+    @property
+    def wanted(self) -> bool:
+        """A process runs for this model, or is being started."""
+        return self._good is not None or self._trial is not None
 
     @property
     def worker(self) -> Worker | None:
@@ -190,6 +199,8 @@ class Serving:
             self._events.active_serving()
 
     def worker_health(self, worker: Worker, health: Health) -> None:
+        if worker is self.worker:
+            self._events.answering_health(health)
         if worker is self._trial_worker:
             self._events.trial_health(health)
         elif worker is self._good_worker and health.requests > 0:
@@ -240,6 +251,7 @@ class Serving:
         order = Order(
             role="serve",
             generation=str(generation.folder),
+            engine=variant_of(generation).engine,
             sockets=self._with.sockets(self._name),
             ram_limit_bytes=hard_limit(generation.info.budgets, self._with.ram_bytes),
             window_seconds=settings.window_seconds,

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -34,7 +34,7 @@ from skerry_contract.messages import ErrorReport
 from .files import (
     fsync_dir,
     make_folder,
-    open_regular,
+    read_small,
     remove_durably,
     storage_errors,
     write_durably,
@@ -45,6 +45,7 @@ TRIES: Final = 3
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 GENERATION_FILE: Final = "generation.json"
+_STATE_BYTES: Final = 1 << 16
 _NUMBER = re.compile(r"[1-9]\d{0,17}")
 
 T = TypeVar("T")
@@ -66,6 +67,8 @@ class GenerationInfo:
     variant: str
     bundle: Digest
     budgets: EffectiveBudgets
+    reason: str = ""
+    """Why this variant; for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,8 @@ class ModelSlots:
         self.gens = folder / "gens"
         self.state = folder / "state"
         self.bad = self.state / "bad"
+        self._known: Current | None = None
+        """As it was last read or written."""
         for path in (self.gens, self.bad):
             make_folder(path)
 
@@ -199,19 +204,33 @@ class ModelSlots:
         return _read_json(self.state / "pending", Pending)
 
     def current(self) -> Current | None:
-        return _read_json(self.state / "current", Current)
+        current = _read_json(self.state / "current", Current)
+        self._known = current or self._known
+        return current
+
+    def _before(self) -> Current | None:
+        """The pointer before a change. If it has rotted since it was last read, that is still known."""
+        current = self.current()
+        return self._known if current is None and self._there("current") else current
 
     def set_pending(self, generation: Generation) -> Pending:
         """WRITE ``pending`` before the generation sees any traffic. Raises `StorageError`."""
-        current = self.current()
+        current = self._before()
         pending = Pending(gen=generation.number, prev=current.gen if current else 0, tries=TRIES)
         self._write("pending", pending)
         return pending
 
     def take_try(self) -> Pending | None:
-        """At a start with ``pending``: WRITE tries - 1 *before* loading. None when none was left."""
+        """At a start with ``pending``: WRITE tries - 1 *before* loading. None when none was left.
+
+        Raises:
+            SlotError: the pointer is not there, or damaged; that is no fault of the model.
+            StorageError: the disk fails.
+        """
         pending = self.pending()
-        if pending is None or pending.tries <= 0:
+        if pending is None:
+            raise SlotError("the pointer to the pending generation is damaged", hint="Install it again.")
+        if pending.tries <= 0:
             return None
         pending = replace(pending, tries=pending.tries - 1)
         self._write("pending", pending)
@@ -229,7 +248,7 @@ class ModelSlots:
 
     def confirm(self, generation: Generation, *, raise_floor: bool = True) -> Current:
         """WRITE ``current``, unlink ``pending``. The floor follows the confirmed manifest, never down."""
-        before = self.current()
+        before = self._before()
         floor = before.floor if before else 0
         if raise_floor:
             floor = max(floor, generation.manifest.security_floor)
@@ -248,7 +267,7 @@ class ModelSlots:
             NotFoundError: there is none.
             SlotError: it is damaged, or below the floor.
         """
-        current = self.current()
+        current = self._before()
         if current is None or not current.previous:
             raise NotFoundError("there is no earlier good generation", hint="Install a bundle instead.")
         generation = self.load(current.previous)
@@ -267,7 +286,7 @@ class ModelSlots:
         return generation
 
     def floor(self) -> int:
-        current = self.current()
+        current = self._before()
         return current.floor if current else 0
 
     # --- quarantine -------------------------------------------------------------------------------
@@ -278,7 +297,7 @@ class ModelSlots:
 
     def quarantined(self, digest: Digest) -> Quarantine | None:
         path = self.bad / hex_of(digest)
-        if not path.exists():
+        if not _exists(path):
             return None
         damaged = Quarantine(
             reason=ErrorReport(code="slot", message="it was quarantined; the reason is unreadable")
@@ -295,7 +314,9 @@ class ModelSlots:
         """Finish what a kill left half done; returns what was done, for the log.
 
         Afterwards ``pending``, if there, is a readable generation that is neither quarantined nor current,
-        and ``current``, if any readable generation is left, points to one.
+        and ``current``, if it was ever written and any readable generation is left, points to one. A
+        generation of which nothing says that it was confirmed is put on trial, never made current. Raises
+        `StorageError`.
         """
         done: list[str] = []
         with storage_errors("recovering the slots"):
@@ -307,7 +328,7 @@ class ModelSlots:
         return done
 
     def _recover_pending(self) -> Sequence[str]:
-        if not (self.state / "pending").exists():
+        if not self._there("pending"):
             return ()
         pending, current = self.pending(), self.current()
         if pending is None:
@@ -336,6 +357,8 @@ class ModelSlots:
                 # A rollback of a confirmed generation was under way.
                 with contextlib.suppress(NotFoundError):
                     return (f"went back to generation {self.fall_back().number}",)
+        if not self._there("current"):
+            return self._try_again() if pending is None else ()
         floor = current.floor if current else 0
         trying = pending.gen if pending else 0
         candidates = [gen for gen in self.generations() if gen.number != trying]
@@ -348,13 +371,23 @@ class ModelSlots:
             return (f"rebuilt the pointer: generation {generation.number}",)
         return ()
 
+    def _try_again(self) -> Sequence[str]:
+        """Nothing was confirmed yet, or somebody deleted the pointer: what is there has to prove itself."""
+        found = [gen.number for gen in self.generations() if self.quarantined(gen.digest) is None]
+        if not found:
+            return ()
+        # The one before is named so that it is kept.
+        self._write("pending", Pending(gen=found[0], prev=found[1] if found[1:] else 0, tries=TRIES))
+        return (f"generation {found[0]} was never confirmed: it is on trial",)
+
     def collect(self) -> int:
         """Remove generations other than current, pending and last good; returns how many.
 
-        Does nothing while the pointer ``current`` is unreadable: then nobody knows what is needed.
+        Does nothing while a pointer is unreadable: then nobody knows what is needed.
         """
         current, pending = self.current(), self.pending()
-        if current is None and (self.state / "current").exists():
+        pointers = ((current, "current"), (pending, "pending"))
+        if any(pointer is None and self._there(name) for pointer, name in pointers):
             return 0
         keep = {pending.gen, pending.prev} if pending else set()
         if current:
@@ -370,10 +403,18 @@ class ModelSlots:
         return removed
 
     def _numbers(self) -> list[int]:
-        return [int(path.name) for path in self.gens.iterdir() if _NUMBER.fullmatch(path.name)]
+        """Raises `StorageError`."""
+        with storage_errors("looking for generations"):
+            return [int(path.name) for path in self.gens.iterdir() if _NUMBER.fullmatch(path.name)]
+
+    def _there(self, name: str) -> bool:
+        """Whether a pointer's file exists, readable or not. Raises `StorageError`."""
+        return _exists(self.state / name)
 
     def _write(self, name: str, pointer: Pending | Current) -> None:
         write_durably(self.state / name, msgspec.json.encode(pointer))
+        if isinstance(pointer, Current):
+            self._known = pointer
 
 
 def variant_of(generation: Generation) -> Variant:
@@ -397,21 +438,25 @@ def effective_budgets(manifest: Manifest, ram_bytes: int, latency_p95_us: int) -
 
 
 def installed_models(models: Path) -> Mapping[str, Path]:
-    """Folder of each model that was ever installed, by name."""
-    if not models.is_dir():
-        return {}
-    return {path.name: path for path in sorted(models.iterdir()) if path.is_dir()}
+    """Folder of each model that was ever installed, by name. Raises `StorageError`."""
+    with storage_errors("looking for installed models"):
+        if not models.is_dir():
+            return {}
+        return {path.name: path for path in sorted(models.iterdir()) if path.is_dir()}
+
+
+def _exists(path: Path) -> bool:
+    with storage_errors(f"looking for {path.name}"):
+        return path.exists()
 
 
 def _read_json(path: Path, kind: type[T]) -> T | None:
-    """A small state file of ours; None if it is missing or unreadable (truth is rebuilt then)."""
+    """A small state file of ours; None if it is missing or damaged (truth is rebuilt then).
+
+    Raises:
+        StorageError: it cannot be read, and that is not its fault: nobody may guess what it says.
+    """
     try:
-        return msgspec.json.decode(_read_small(path), type=kind)
-    except (OSError, SlotError, msgspec.DecodeError, UnicodeDecodeError, InputError):
+        return msgspec.json.decode(read_small(path, _STATE_BYTES), type=kind)
+    except (SlotError, msgspec.DecodeError, UnicodeDecodeError, InputError):
         return None
-
-
-def _read_small(path: Path) -> bytes:
-    with os.fdopen(open_regular(path), "rb") as file:
-        data: Any = file.read(1 << 16)
-    return bytes(data)

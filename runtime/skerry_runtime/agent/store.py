@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from skerry_contract.errors import SlotError, StorageError
 from skerry_contract.limits import MIB
 from skerry_contract.manifest import BlobRef
 
-from .files import fsync_dir, fsync_file, hash_file, make_folder, open_regular, storage_errors, write_durably
+from .files import fsync_dir, fsync_file, hash_file, make_folder, read_small, storage_errors, write_durably
 
 RESERVE_BYTES: Final = 16 * MIB
 """Disk space that an install leaves free, for the outbox and the system."""
@@ -41,7 +40,8 @@ class Store:
         return self.folder / f"{hex_of(parse_digest(digest))}.map"
 
     def has(self, digest: Digest, size: int) -> bool:
-        with contextlib.suppress(FileNotFoundError):
+        """Raises `StorageError`."""
+        with storage_errors(f"looking for {short(digest)}"), contextlib.suppress(FileNotFoundError):
             return self.path(digest).lstat().st_size == size
         return False
 
@@ -62,7 +62,9 @@ class Store:
         try:
             return read_exactly(self.path(digest), digest, most)
         except SlotError:
-            if self.path(digest).is_file():
+            with storage_errors(f"looking for {short(digest)}"):
+                damaged = self.path(digest).is_file()
+            if damaged:
                 self.drop(digest)
             raise
 
@@ -135,13 +137,9 @@ def read_exactly(path: Path, digest: Digest, most: int) -> bytes:
 
     Raises:
         SlotError: missing, not a plain file, larger than ``most``, or damaged.
+        StorageError: it cannot be read, and that is not its fault.
     """
-    descriptor = open_regular(path)
-    try:
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise SlotError(f"{path.name} cannot be read: {error.strerror}") from error
+    data = read_small(path, most + 1)
     if len(data) > most or digest_of(data) != digest:
         raise SlotError(
             f"{path.name} is damaged on the disk", hint="Check the disk's health; it is fetched again."

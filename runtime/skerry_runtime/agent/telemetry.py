@@ -88,6 +88,16 @@ class _Item:
 
 
 @dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A commit that was begun. If the disk fails in its midst it may be done all the same."""
+
+    stream: bytes
+    next_seq: int
+    settle: Callable[[], None]
+    """What follows from the commit."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Acknowledged:
     message: Acknowledge
 
@@ -129,6 +139,7 @@ class Telemetry:
         self._gaps_due = 0.0
         self._gathered: list[_Item] = []
         self._gathered_since = 0.0
+        self._attempt: _Attempt | None = None
         self._connected = False
         self._sent_seq = 0
         self._ack_due = 0.0
@@ -188,6 +199,8 @@ class Telemetry:
                 self._sample()
                 self._status = self._status_of(outbox)
             except StorageError as error:
+                if outbox is not None and not outbox.broken:
+                    self._attempt = None  # It was rolled back.
                 if error.message != self._status.error:
                     _log.error("telemetry cannot be stored; serving goes on", extra={"error": error})
                 self._status = replace(self._status, error=error.message)
@@ -196,6 +209,10 @@ class Telemetry:
 
     def _open(self) -> Outbox:
         outbox = Outbox(self._path, self._budget, self._flash.dump)
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None and attempt.stream == outbox.stream and attempt.next_seq < outbox.next_seq:
+            # The disk said that it failed, and has it: a second time would be counted twice.
+            attempt.settle()
         if not self._flash_loaded:
             self._flash.load(outbox.note)
             self._flash_loaded = True
@@ -274,38 +291,76 @@ class Telemetry:
     def _store(self, outbox: Outbox, *, flush: bool) -> None:
         """Commit windows and critical events; gather the others."""
         if self._lost:
-            outbox.give_up_unstored(dict(self._lost), "disk")
-            self._lost.clear()
+            self._account_lost(outbox)
         while self._held:
             item = self._held[0]
             if isinstance(item.content, bytes):
-                outbox.append_window(
-                    _timed(item.content, item.stamp), item.stamp, offer=self._sends_at_once(outbox)
-                )
-                self._flash.stored_window(item.content)
+                self._commit_window(outbox, item, item.content)
             elif item.critical:
                 # In order: what was gathered before goes first.
                 self._commit_gathered(outbox)
-                offer = self._sends_at_once(outbox)
-                outbox.append_events([item.content], Priority.AUDIT, item.stamp, offer=offer)
-                self._flash.stored([item.content])
+                self._commit_event(outbox, item, item.content)
             else:
                 if not self._gathered:
                     self._gathered_since = time.monotonic()
-                self._gathered.append(item)
-            self._held.popleft()
+                self._gathered.append(self._held.popleft())
             if len(self._gathered) >= GATHER_EVENTS:
                 self._commit_gathered(outbox)
         if self._gathered and (flush or time.monotonic() - self._gathered_since >= GATHER_SECONDS):
             self._commit_gathered(outbox)
 
+    def _account_lost(self, outbox: Outbox) -> None:
+        counts = Counter(self._lost)
+
+        def settle() -> None:
+            self._lost -= counts
+
+        self._once(outbox, lambda: outbox.give_up_unstored(dict(counts), "disk"), settle)
+
+    def _commit_window(self, outbox: Outbox, item: _Item, summary: bytes) -> None:
+        def settle() -> None:
+            self._stored(item)
+            self._flash.stored_window(summary)
+
+        offer = self._sends_at_once(outbox)
+        body = _timed(summary, item.stamp)
+        self._once(outbox, lambda: outbox.append_window(body, item.stamp, offer=offer), settle)
+
+    def _commit_event(self, outbox: Outbox, item: _Item, event: Event) -> None:
+        def settle() -> None:
+            self._stored(item)
+            self._flash.stored([event])
+
+        offer = self._sends_at_once(outbox)
+        self._once(
+            outbox, lambda: outbox.append_events([event], Priority.AUDIT, item.stamp, offer=offer), settle
+        )
+
     def _commit_gathered(self, outbox: Outbox) -> None:
-        if self._gathered:
-            events = [item.content for item in self._gathered if isinstance(item.content, Event)]
-            offer = self._sends_at_once(outbox)
-            outbox.append_events(events, Priority.DETAIL, self._gathered[0].stamp, offer=offer)
-            self._gathered.clear()
+        events = [item.content for item in self._gathered if isinstance(item.content, Event)]
+        if not events:
+            return
+        stamp, offer = self._gathered[0].stamp, self._sends_at_once(outbox)
+
+        def settle() -> None:
+            del self._gathered[: len(events)]
             self._flash.stored(events)
+
+        self._once(outbox, lambda: outbox.append_events(events, Priority.DETAIL, stamp, offer=offer), settle)
+
+    def _stored(self, item: _Item) -> None:
+        """It need not be held any longer; if it had to make room meanwhile, it is not lost after all."""
+        if item in self._held:
+            self._held.remove(item)
+        else:
+            self._lost -= Counter([item.priority])
+
+    def _once(self, outbox: Outbox, commit: Callable[[], int], settle: Callable[[], None]) -> None:
+        """Commit, then settle: also if the disk fails in between, and then only one time."""
+        self._attempt = _Attempt(outbox.stream, outbox.next_seq, settle)
+        commit()
+        self._attempt = None
+        settle()
 
     def _sends_at_once(self, outbox: Outbox) -> bool:
         """A row that is appended now is sent in the same turn, so it is noted as sent in the same commit."""

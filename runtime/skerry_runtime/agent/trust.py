@@ -7,6 +7,7 @@ cryptography is in `verify_child`, the child that runs it in `trust_process`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,8 @@ from skerry_contract.errors import (
 )
 from skerry_contract.manifest import Manifest
 from skerry_contract.messages import DesiredState, EngineInfo, ErrorReport, Hardware, decode
+
+KEY_HINT: Final = "Paste the text of the .pub file there, then start the daemon again."
 
 
 class CheckDesired(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
@@ -62,9 +65,18 @@ class ImportFile(msgspec.Struct, frozen=True, kw_only=True, tag="file"):
     floors: Mapping[str, int]
     """By model name."""
     device: Device
+    ram_taken: Mapping[str, int] = {}
+    """By the models that answer here, in bytes, by name."""
 
 
-Request = CheckDesired | CheckBundle | ImportFile
+class CheckKeys(msgspec.Struct, frozen=True, kw_only=True, tag="keys"):
+    """Are these public keys? Nothing is verified with them."""
+
+    keys: Mapping[str, str]
+    """PEM by the key's place in the configuration."""
+
+
+Request = CheckDesired | CheckBundle | ImportFile | CheckKeys
 
 
 class DesiredAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
@@ -84,11 +96,16 @@ class BundleAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="bundle"):
     reason: str
 
 
+class KeysAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="keys"):
+    problems: Mapping[str, str]
+    """By place, what is wrong with a key that cannot be used; nothing of the others."""
+
+
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag="refusal"):
     error: ErrorReport
 
 
-Answer = DesiredAnswer | BundleAnswer | Refusal
+Answer = DesiredAnswer | BundleAnswer | KeysAnswer | Refusal
 
 
 def check_order(payload: bytes, *, device: str, last_revision: int, now_ms: int) -> DesiredState:

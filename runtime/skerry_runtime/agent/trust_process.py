@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -22,13 +22,16 @@ from .trust import (
     BundleAnswer,
     CheckBundle,
     CheckDesired,
+    CheckKeys,
     DesiredAnswer,
     ImportFile,
+    KeysAnswer,
     Refusal,
     Request,
 )
 
 CHILD: Final = "skerry_runtime.verify_child"
+KEYS_SECONDS: Final = 30.0
 DESIRED_SECONDS: Final = 30.0
 BUNDLE_SECONDS: Final = 60.0
 FILE_SECONDS: Final = 3600.0
@@ -69,6 +72,15 @@ def verify_bundle(request: CheckBundle) -> BundleAnswer:
 def import_file(request: ImportFile) -> BundleAnswer:
     """Verify a bundle file and take its blobs into the store; also raises `StorageError`."""
     return _ask(request, BundleAnswer, FILE_SECONDS, (request.fd,))
+
+
+def check_keys(keys: Mapping[str, str]) -> Mapping[str, str]:
+    """What is wrong with PEM texts that shall be public keys, by their place in the configuration.
+
+    Raises:
+        UnavailableError: the trust process could not answer.
+    """
+    return _ask(CheckKeys(keys=keys), KeysAnswer, KEYS_SECONDS).problems
 
 
 def _ask(request: Request, kind: type[T], seconds: float, descriptors: Sequence[int] = ()) -> T:

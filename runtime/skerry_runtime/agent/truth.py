@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from skerry_contract.messages import ModelReport
@@ -46,8 +47,12 @@ def status(
             "release": active.manifest.release,
             "variant": active.info.variant,
             "engine": active.manifest.variant(active.info.variant).engine,
+            "engine_version": ready.engine_version if ready else "",
+            "execution": ready.execution if ready else "",
             "generation": active.number,
             "pid": worker.pid if worker else None,
+            "budgets": asdict(active.info.budgets),
+            "reason": active.info.reason,
         },
         "health": {
             "requests": health.requests if health else 0,

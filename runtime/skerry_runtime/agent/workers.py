@@ -1,8 +1,10 @@
 """Supervision of the zygote and of the workers that it forks.
 
-A worker is dead when its channel closes; how it died is known a moment later from the zygote. A zygote that
+A worker is dead when its channel closes; how it died is known a moment later from its parent. A zygote that
 dies takes its workers with it, and the next spawn starts a new one; one that does not fork in time hangs and
-is killed. Nothing here decides what a death means.
+is killed. A zygote that has had nothing to fork for a while retires, because it holds 10 MB or more that no
+kernel can evict; its workers become children of the agent, as `adoption` says. Where memory is short, it
+does not fork but becomes the worker. Nothing here decides what a death means.
 """
 
 from __future__ import annotations
@@ -13,218 +15,43 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
-from skerry_contract.errors import EngineError, SelfTestError, SkerryError, UnavailableError
+from skerry_contract.errors import SkerryError, UnavailableError
+from skerry_contract.limits import MIB
 
-from ..ipc import (
-    AnyMessage,
-    Channel,
-    Drained,
-    Exited,
-    Failed,
-    Health,
-    Ready,
-    Settings,
-    Spawn,
-    Spawned,
-    Stop,
-    Window,
-)
-from ..ipc import Message as IpcMessage
+from ..ipc import Adopt, AnyMessage, Channel, Exited, Message, Preload, Retire, Spawn, Spawned, Stop
+from .adoption import can_adopt, wait_for_end
 from .log import get_logger
 from .loop import Loop, Timer
+from .room import available_bytes
+from .worker import STOP_SECONDS, Order, Owner, Worker
 
 ZYGOTE: Final = "skerry_runtime.worker.zygote"
-READY_SECONDS: Final = 60.0
-"""From the spawn to `Ready`; a model that takes longer hangs."""
-STOP_SECONDS: Final = 10.0
-SILENT_SECONDS: Final = 30.0
-"""A serving worker reports about once a second; one that is silent for so long hangs."""
+RETIRE_SECONDS: Final = 60.0
+"""After the last fork, if all workers are up; a replacement takes a zygote's start longer from then on."""
+FRUGAL_RETIRE_SECONDS: Final = 1.0
+"""The same where memory is short."""
+FRUGAL_BYTES: Final = 256 * MIB
+"""With less than this to take, memory is short: a zygote does not fork, but becomes the worker itself."""
 _EXIT_SECONDS: Final = 0.25
-"""How long a closed channel waits for the zygote's word on how the worker died."""
+"""How long a closed channel waits for word on how the worker died."""
 _log = get_logger("workers")
 
 
-class Owner(Protocol):
-    """Told what becomes of one worker; in the loop's thread."""
+@dataclass(slots=True, eq=False)
+class Zygote:
+    """One process that forks workers."""
 
-    def worker_ready(self, worker: Worker, ready: Ready) -> None:
-        """It loaded (serve) or passed (preflight)."""
-
-    def worker_health(self, worker: Worker, health: Health) -> None: ...
-
-    def worker_window(self, worker: Worker, window: Window) -> None: ...
-
-    def worker_drained(self, worker: Worker) -> None: ...
-
-    def worker_ended(self, worker: Worker, error: SkerryError) -> None:
-        """Its process is gone: ``error`` says why. The last call for a worker."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What to fork; see `Spawn`."""
-
-    role: str
-    generation: str
-    sockets: Sequence[tuple[str, int]] = ()
-    """Kind and descriptor of each listening socket."""
-    ram_limit_bytes: int = 0
-    window_seconds: float = 3600.0
-    window_rows: int = 100_000
-    first_window: int = 1
-    boot: str = ""
-    tcp_token: str = ""
-
-
-class Worker:
-    """One forked process, from the spawn to its end."""
-
-    def __init__(self, pool: Workers, number: int, order: Order, owner: Owner, channel: Channel) -> None:
-        self.number = number
-        self.order = order
-        self.owner = owner
-        self.pid: int | None = None
-        self.ready: Ready | None = None
-        self.health: Health | None = None
-        self.error: SkerryError | None = None
-        """What it said, or what was found, before it ended."""
-        self.stopping = False
-        self.alive = True
-        self._pool = pool
-        self._channel = channel
-        self._watchdog: Timer | None = None
-        self._status: int | None = None
-        self._closed = False
-
-    def send(self, message: IpcMessage) -> None:
-        """To a dead worker nothing is sent; its end is reported anyway."""
-        if not self._closed:
-            try:
-                self._channel.send(message)
-            except UnavailableError:
-                _log.debug("a worker was gone before a message", extra={"worker": self.number})
-
-    def configure(self, window_seconds: float, window_rows: int) -> None:
-        self.send(Settings(window_seconds=window_seconds, window_rows=window_rows))
-
-    def stop(self) -> None:
-        """Let it end by itself; after `STOP_SECONDS` it is killed."""
-        if self.alive and not self.stopping:
-            self.stopping = True
-            self.send(Stop())
-            self._watch(STOP_SECONDS, UnavailableError(f"worker {self.number} did not stop"))
-
-    def kill(self, error: SkerryError) -> None:
-        """SIGKILL; ``error`` is the reason that will be reported."""
-        self.error = self.error or error
-        # A worker that is not forked yet finds its channel closed as soon as it is.
-        if not self.end_process():
-            self._pool.closed(self)
-
-    def end_process(self) -> bool:
-        """SIGKILL, if there is a process that has not exited."""
-        if self.pid is None or self._status is not None:
-            return False
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return False
-        return True
-
-    # --- called by the pool -----------------------------------------------------------------------
-
-    def watch_start(self) -> None:
-        what = "the self-test" if self.order.role == "preflight" else "loading the model"
-        self._watch(
-            READY_SECONDS,
-            SelfTestError(
-                f"{what} did not finish within {READY_SECONDS:.0f} s", hint="The model hangs on this device."
-            ),
-        )
-
-    def on_message(self, message: AnyMessage) -> None:
-        match message:
-            case Ready():
-                self.ready = message
-                self._quiet()
-                self._watch_silence()
-                self.owner.worker_ready(self, message)
-            case Failed(error=report):
-                self.error = report.to_error()
-            case Health():
-                self.health = message
-                self._watch_silence()
-                self.owner.worker_health(self, message)
-            case Window():
-                self.owner.worker_window(self, message)
-            case Drained():
-                self.owner.worker_drained(self)
-            case _:
-                _log.warning("a worker sent what only the agent may", extra={"kind": type(message).__name__})
-
-    def on_exit(self, status: int) -> None:
-        self._status = status
-        if self._closed:
-            self.finish()
-
-    def on_close(self, channel_gone: bool) -> None:
-        self._closed = channel_gone
-        if self._status is not None:
-            self.finish()
-
-    def finish(self, zygote_died: bool = False) -> None:
-        """Report the end, once."""
-        if not self.alive:
-            return
-        self.alive = False
-        self._quiet()
-        self.owner.worker_ended(self, self.error or self._why(zygote_died))
-
-    def _why(self, zygote_died: bool) -> SkerryError:
-        if self.pid is None or zygote_died:
-            return UnavailableError(
-                "the process that runs models could not be started",
-                hint="Check that an inference engine is installed, the free memory, and the daemon's log.",
-            )
-        what = {"preflight": "in the self-test", "serve": "while serving"}.get(self.order.role, "")
-        if self._status is not None and os.WIFSIGNALED(self._status):
-            name = signal.Signals(os.WTERMSIG(self._status)).name
-            return SelfTestError(
-                f"the model's process was killed by {name} {what}",
-                hint="SIGILL: the processor lacks an instruction; SIGKILL: memory; else model or engine.",
-            )
-        return EngineError(
-            f"the model's process ended {what} (status {self._status})",
-            hint="See the daemon's log for its last words.",
-        )
-
-    def _watch_silence(self) -> None:
-        if self.order.role == "serve" and not self.stopping:
-            self._watch(
-                SILENT_SECONDS,
-                EngineError(f"the model's process said nothing for {SILENT_SECONDS:.0f} s: it hangs"),
-            )
-
-    def _watch(self, seconds: float, error: SkerryError) -> None:
-        self._quiet()
-        self._watchdog = self._pool.loop.call_later(seconds, lambda: self._overdue(error))
-
-    def _overdue(self, error: SkerryError) -> None:
-        if self.pid is None and not self._closed:
-            self._pool.zygote_hangs()
-        else:
-            self.kill(error)
-
-    def _quiet(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
+    channel: Channel
+    process: subprocess.Popen[bytes] | None
+    """None if it could not be started: its channel is closed then."""
+    engines: set[str] = field(default_factory=set)
+    """Imported there."""
+    retiring: bool = False
 
 
 class Workers:
@@ -235,27 +62,44 @@ class Workers:
         self._numbers = itertools.count(1)
         self._workers: dict[int, Worker] = {}
         self._channels: dict[int, Channel] = {}
-        self._zygote: subprocess.Popen[bytes] | None = None
-        self._zygote_channel: Channel | None = None
+        self._parents: dict[int, Zygote] = {}
+        """Of the workers that are no children of this process."""
+        self._zygote: Zygote | None = None
+        """That forks; none between a retirement and the next spawn."""
+        self._proved: set[str] = set()
+        """Engines that a worker of this device is known to run with."""
+        self._clinging: set[int] | None = None
+        """During a retirement: numbers of the workers that would still die with their zygote."""
+        self._rest: Timer | None = None
         self._closing = False
 
     @property
     def zygote_pid(self) -> int | None:
-        return self._zygote.pid if self._zygote and self._zygote.poll() is None else None
+        process = self._zygote.process if self._zygote else None
+        return process.pid if process and process.poll() is None else None
 
     def spawn(self, order: Order, owner: Owner) -> Worker:
         """Fork a worker; its owner hears of it from now on, also if it could not be forked."""
-        zygote = self._ensure_zygote()
-        ours, theirs = Channel.pair()
         number = next(self._numbers)
-        worker = Worker(self, number, order, owner, ours)
-        self._workers[number] = worker
-        self._channels[number] = ours
         try:
-            zygote.send(
+            zygote = self._ensure_zygote()
+            ours, theirs = Channel.pair()
+        except OSError as error:
+            _log.error("there is no descriptor left for a worker", extra={"error": str(error)})
+            stillborn = Worker(self, number, order, owner, None)
+            self.loop.call_soon(stillborn.finish)
+            return stillborn
+        worker = Worker(self, number, order, owner, ours)
+        become = self._frugal() and not self._children(zygote)
+        self._workers[number], self._channels[number], self._parents[number] = worker, ours, zygote
+        try:
+            if not become:
+                self._preload(zygote, order)
+            zygote.channel.send(
                 Spawn(
                     id=number,
                     role=order.role,
+                    become=become,
                     generation=order.generation,
                     sockets=tuple(kind for kind, _ in order.sockets),
                     ram_limit_bytes=order.ram_limit_bytes,
@@ -274,6 +118,8 @@ class Workers:
             theirs.close()
         self.loop.add_reader(ours, lambda: self._read(worker))
         worker.watch_start()
+        if become:
+            self._has_become(zygote, worker)
         return worker
 
     def alive(self) -> int:
@@ -282,25 +128,19 @@ class Workers:
 
     def start(self) -> None:
         """Have the zygote import its libraries before the first model is wanted."""
+        can_adopt()
         self._ensure_zygote()
 
     def close(self) -> None:
         """End the zygote, and with it whatever worker is left."""
         self._closing = True
-        if self._zygote_channel is not None:
-            self.loop.remove_reader(self._zygote_channel)
-            try:
-                self._zygote_channel.send(Stop())
-            except UnavailableError:
-                _log.debug("the zygote was gone before it was stopped")
-            self._zygote_channel.close()
-            self._zygote_channel = None
+        if self._rest is not None:
+            self._rest.cancel()
         if self._zygote is not None:
-            try:
-                self._zygote.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._zygote.kill()
-                self._zygote.wait()
+            self._send(self._zygote, Stop())
+            self._end_zygote(self._zygote)
+        for worker in self._workers.values():
+            worker.end_process()
 
     def closed(self, worker: Worker) -> None:
         """The worker's channel has closed, or is of no use any more."""
@@ -309,48 +149,66 @@ class Workers:
             return
         self.loop.remove_reader(channel)
         channel.close()
+        self.outlives(worker)
         worker.on_close(channel_gone=True)
         if worker.alive:
+            if worker.number not in self._parents:
+                self._wait_for(worker)
             self.loop.call_later(_EXIT_SECONDS, lambda: self._finish(worker))
         else:
-            self._workers.pop(worker.number, None)
+            self._forget(worker)
 
     def zygote_hangs(self) -> None:
         """A worker was not forked in time: begin again with another zygote."""
         _log.error("the zygote does not fork: it is replaced")
-        self._zygote_gone()
+        if self._zygote is not None:
+            self._zygote_gone(self._zygote)
+
+    def proved(self, engine: str) -> None:
+        """A worker runs with this engine, so importing it is harmless here."""
+        self._proved.add(engine)
 
     # --- the zygote -------------------------------------------------------------------------------
 
-    def _ensure_zygote(self) -> Channel:
-        if self._zygote_channel is not None:
-            return self._zygote_channel
+    def _ensure_zygote(self) -> Zygote:
+        self._stay()
+        if self._zygote is not None:
+            return self._zygote
         ours, theirs = Channel.pair()
         # -I: neither the environment nor the current folder can plant a module in it.
         command = [sys.executable, "-I", "-m", ZYGOTE, "--fd", str(theirs.fileno())]
+        process = None
         try:
-            self._zygote = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 cwd="/",
+                process_group=0,  # Ctrl-C is the agent's alone
             )
         except OSError as error:
             _log.error("the zygote cannot be started", extra={"error": str(error)})
             # Its channel closes now, and every spawn over it reports the failure.
         finally:
             theirs.close()
-        self._zygote_channel = ours
-        self.loop.add_reader(ours, self._read_zygote)
-        return ours
+        zygote = self._zygote = Zygote(ours, process)
+        self.loop.add_reader(ours, lambda: self._read_zygote(zygote))
+        return zygote
 
-    def _read_zygote(self) -> None:
-        channel = self._zygote_channel
-        message = _receive(channel) if channel is not None else None
+    def _preload(self, zygote: Zygote, order: Order) -> None:
+        """Import the engine once for all workers; where memory is short each does it for itself."""
+        if order.engine not in zygote.engines and not self._frugal():
+            zygote.engines.add(order.engine)
+            # What serves has passed its self-test here.
+            proved = order.role == "serve" or order.engine in self._proved
+            zygote.channel.send(Preload(engine=order.engine, proved=proved))
+
+    def _read_zygote(self, zygote: Zygote) -> None:
+        message = _receive(zygote.channel)
         match message:
             case None:
-                self._zygote_gone()
+                self._zygote_gone(zygote)
             case Spawned(id=number, pid=pid) if number in self._workers:
                 self._workers[number].pid = pid
             case Spawned(pid=pid):
@@ -358,31 +216,119 @@ class Workers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             case Exited(pid=pid, status=status):
-                for worker in list(self._workers.values()):
+                for worker in self._children(zygote):
                     if worker.pid == pid:
-                        worker.on_exit(status)
-                        if not worker.alive:
-                            self._workers.pop(worker.number, None)
+                        self._exited(worker, status)
             case _:
                 _log.warning("the zygote sent what it must not", extra={"kind": type(message).__name__})
 
-    def _zygote_gone(self) -> None:
-        if self._zygote_channel is None:
-            return
-        if not self._closing:
-            _log.error("the zygote is gone; the next model starts a new one")
-        self.loop.remove_reader(self._zygote_channel)
-        self._zygote_channel.close()
-        self._zygote_channel = None
-        if self._zygote is not None:
-            self._zygote.kill()
-            self._zygote.wait()
+    def _zygote_gone(self, zygote: Zygote) -> None:
+        """It has ended, or is of no use."""
+        if zygote is self._zygote:
             self._zygote = None
-        for worker in list(self._workers.values()):
+            self._clinging = None
+            if not self._closing:
+                _log.error("the zygote is gone; the next model starts a new one")
+        self.loop.remove_reader(zygote.channel)
+        zygote.channel.close()
+        if zygote.process is not None:
+            if not zygote.retiring:
+                zygote.process.kill()
+            self._wait(zygote.process)
+        for worker in self._children(zygote):
+            if zygote.retiring:
+                self._adopt(worker)
+                continue
             # Its death follows from the zygote's: the model is not to blame.
+            if worker.end_process() and worker.pid is not None:
+                wait_for_end(self.loop, worker.pid)
             self._close_channel(worker)
             worker.finish(zygote_died=True)
-            self._workers.pop(worker.number, None)
+            self._forget(worker)
+
+    def _end_zygote(self, zygote: Zygote) -> None:
+        self.loop.remove_reader(zygote.channel)
+        zygote.channel.close()
+        if zygote.process is not None:
+            self._wait(zygote.process)
+        self._zygote = None
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _has_become(self, zygote: Zygote, worker: Worker) -> None:
+        """This zygote is a worker now, and the agent its parent."""
+        self._zygote = self._clinging = None
+        self.loop.remove_reader(zygote.channel)
+        zygote.channel.close()
+        del self._parents[worker.number]
+        if zygote.process is not None:
+            worker.pid, worker.process = zygote.process.pid, zygote.process
+
+    # --- its retirement ---------------------------------------------------------------------------
+
+    def _stay(self) -> None:
+        """The zygote is needed: a retirement that was begun is called off."""
+        if self._rest is not None:
+            self._rest.cancel()
+        seconds = FRUGAL_RETIRE_SECONDS if self._frugal() else RETIRE_SECONDS
+        self._rest = self.loop.call_later(seconds, self._prepare_retirement)
+        zygote = self._zygote
+        if self._clinging is not None and zygote is not None and zygote.process is not None:
+            for worker in self._children(zygote):
+                worker.send(Adopt(parent=zygote.process.pid))
+        self._clinging = None
+
+    def _prepare_retirement(self) -> None:
+        """Have every worker say that it will not die with the zygote."""
+        zygote = self._zygote
+        if zygote is None or self._closing or not can_adopt():
+            return
+        children = self._children(zygote)
+        if any(worker.ready is None or worker.pid is None or worker.stopping for worker in children):
+            self._stay()
+            return
+        self._clinging = {worker.number for worker in children}
+        for worker in children:
+            worker.send(Adopt(parent=0))
+        self._retire_if_free()
+
+    def outlives(self, worker: Worker) -> None:
+        """This worker will not die with its zygote, or is dead."""
+        if self._clinging is not None:
+            self._clinging.discard(worker.number)
+            self._retire_if_free()
+
+    def _frugal(self) -> bool:
+        return available_bytes() < FRUGAL_BYTES
+
+    def _retire_if_free(self) -> None:
+        if not self._clinging and self._zygote is not None:
+            zygote, self._zygote, self._clinging = self._zygote, None, None
+            zygote.retiring = True
+            _log.info("the zygote retires until it is needed")
+            self._send(zygote, Retire())
+
+    def _adopt(self, worker: Worker) -> None:
+        """Its zygote has retired: this process is its parent now."""
+        self._parents.pop(worker.number, None)
+        if worker.number in self._channels:
+            worker.send(Adopt(parent=os.getpid()))
+        else:
+            self._wait_for(worker)
+
+    def _children(self, zygote: Zygote) -> list[Worker]:
+        return [self._workers[number] for number, parent in self._parents.items() if parent is zygote]
+
+    def _send(self, zygote: Zygote, message: Message) -> None:
+        try:
+            zygote.channel.send(message)
+        except UnavailableError:
+            _log.debug("the zygote was gone before a message")
 
     # --- workers ----------------------------------------------------------------------------------
 
@@ -394,9 +340,23 @@ class Workers:
         else:
             worker.on_message(message)
 
+    def _wait_for(self, worker: Worker) -> None:
+        """It is a child of this process, and about to end."""
+        if worker.pid is not None:
+            wait_for_end(self.loop, worker.pid, lambda status: self._exited(worker, status))
+
+    def _exited(self, worker: Worker, status: int) -> None:
+        worker.on_exit(status)
+        if not worker.alive:
+            self._forget(worker)
+
+    def _forget(self, worker: Worker) -> None:
+        self._workers.pop(worker.number, None)
+        self._parents.pop(worker.number, None)
+
     def _finish(self, worker: Worker) -> None:
         if worker.number in self._workers:
-            self._workers.pop(worker.number)
+            self._forget(worker)
             # Nobody heard it exit: a process that closed its channel and lingers is of no use.
             worker.end_process()
             worker.finish()

@@ -5,6 +5,7 @@ The bytes that are hashed are the bytes that are used: nothing is opened twice, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -18,16 +19,18 @@ from skerry_contract.manifest import BlobRef, Budgets, Manifest, Variant, parse_
 from skerry_contract.monitoring import MonitoringSpec, Source, parse_spec, spec_hash
 from skerry_contract.strict_json import Reader, loads
 
+from .engines.model_file import ModelFile
 from .golden import Golden, read_golden
 
 MANIFEST: Final = "manifest.json"
 DESCRIPTION: Final = "generation.json"
 _DESCRIPTION_BYTES: Final = 64 * 1024
+_PIECE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """Everything that a worker needs except the model's bytes, which `model_bytes` reads when they are."""
+    """Everything that a worker needs except the model itself, which `open_model` hashes when it is wanted."""
 
     folder: Path
     manifest: Manifest
@@ -39,9 +42,25 @@ class Generation:
     spec_hash: bytes
     golden: Golden
 
-    def model_bytes(self) -> bytes:
-        """Raises `SlotError` if the store is damaged."""
-        return _blob(self.folder, self.variant.model)
+    def open_model(self) -> ModelFile:
+        """The model, hashed through the descriptor that the engine will read.
+
+        Raises:
+            SlotError: the store is damaged.
+        """
+        ref = self.variant.model
+        path = self.folder / hex_of(ref.digest)
+        model = ModelFile(_open(path, ref.size))
+        hasher, size = hashlib.sha256(), 0
+        try:
+            while piece := os.pread(model.descriptor, _PIECE, size):
+                hasher.update(piece)
+                size += len(piece)
+        except OSError as error:
+            raise _damaged(path, f"it cannot be read: {error.strerror}") from error
+        if size != ref.size or hasher.hexdigest() != hex_of(ref.digest):
+            raise _damaged(path, "its bytes are not those that were verified")
+        return model
 
 
 def load_generation(folder: Path) -> Generation:
@@ -119,17 +138,26 @@ def _blob(folder: Path, ref: BlobRef) -> bytes:
 def _read(path: Path, most: int) -> bytes:
     """The whole of a plain file of at most ``most`` bytes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-                raise _damaged(path, "it is no plain file of its size")
-            with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                return file.read(most)
-        finally:
-            os.close(descriptor)
+        with open(_open(path, most), "rb", buffering=0) as file:
+            return file.read(most)
     except OSError as error:
         raise _damaged(path, f"it cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path, most: int) -> int:
+    """A descriptor of a plain file of at most ``most`` bytes that only its owner and group may change."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _damaged(path, f"it cannot be read: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+        os.close(descriptor)
+        raise _damaged(path, "it is no plain file of its size")
+    if status.st_mode & stat.S_IWOTH:
+        os.close(descriptor)
+        raise _damaged(path, "everybody may write to it")
+    return descriptor
 
 
 def _damaged(path: Path, why: str) -> SlotError:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from skerry_contract.errors import EngineError, UnavailableError
@@ -13,9 +14,11 @@ from skerry_contract.messages import ErrorReport
 from skerry_contract.summary import encode
 
 from ..ipc import Channel, Failed, Health, Window
+from .deadline import Deadline
+from .engines import Array
 from .inference import Inference
 from .limits import ServeLimits
-from .process import PeakMemory
+from .process import PeakMemory, give_back_memory
 from .serve.http import HttpServer
 
 HUNG: Final = 75
@@ -25,7 +28,10 @@ _HEALTH_S: Final = 1.0
 
 
 class Heartbeat:
-    """Two threads: one that must never block, and one for the canary, which may hang with the model."""
+    """Two threads: one that must never block, and one for the canary, which may hang with the model.
+
+    The second also returns what requests left behind to the kernel, when there are none.
+    """
 
     def __init__(
         self,
@@ -34,10 +40,14 @@ class Heartbeat:
         server: HttpServer,
         memory: PeakMemory,
         limits: ServeLimits,
+        deadline_s: float,
     ) -> None:
+        """``deadline_s`` of an inference that is as large as a golden sample."""
         self._channel, self._inference, self._server = channel, inference, server
         self._memory, self._limits = memory, limits
         self._observer = inference.observer
+        golden = inference.model.generation.golden.samples[0].inputs
+        self._deadline = Deadline(deadline_s, limits.inference_s, _elements(golden), _TICK_S)
         self._stopping = threading.Event()
         self._sending = threading.Lock()
         self._canary_ok = True
@@ -63,8 +73,9 @@ class Heartbeat:
                 self._memory.sample()
                 self._observer.tick()
                 self.send_windows()
-                if self._observer.hangs(self._inference.gate.running_s()):
-                    self._end_hung()
+                running_s, elements = self._inference.gate.running_s(), _elements(self._inference.running)
+                if self._deadline.passed(time.monotonic(), running_s, elements):
+                    self._end_hung(elements)
                 if time.monotonic() >= next_health:
                     next_health = time.monotonic() + _HEALTH_S
                     self._channel.send(self.health())
@@ -91,13 +102,19 @@ class Heartbeat:
         while not self._stopping.wait(self._limits.canary_s):
             self._canary_ok = self._inference.canary(index)
             self._canaries += self._canary_ok
+            if not self._server.in_flight:
+                give_back_memory()
             index += 1
 
-    def _end_hung(self) -> None:
+    def _end_hung(self, elements: int) -> None:
         error = EngineError(
-            f"an inference has not returned for {self._limits.inference_s:g} s",
+            f"an inference has not returned for {self._deadline.allowed_s(elements):.3g} s",
             hint="The model hangs on this device: roll back.",
         )
         self._channel.send(Failed(error=ErrorReport.of(error)))
         print(f"skerry worker: {error}", file=sys.stderr, flush=True)
         os._exit(HUNG)
+
+
+def _elements(tensors: Mapping[str, Array]) -> int:
+    return sum(array.size for array in tensors.values())

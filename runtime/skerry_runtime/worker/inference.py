@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from skerry_contract.errors import EngineError, InputError, MemoryBudgetError, OverloadedError, SelfTestError
 
@@ -20,8 +21,7 @@ from .loaded import LoadedModel
 from .observer import Observer
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What came out, with what `Inference.record` needs."""
 
     inputs: Mapping[str, Array]
@@ -32,7 +32,7 @@ class Answer:
 
 
 class Gate:
-    """Lets one inference run at a time and a bounded number wait: ``with gate: ...``."""
+    """Lets one inference run at a time and a bounded number wait, each for a bounded time."""
 
     def __init__(self, waiting: int, patience_s: float) -> None:
         self._most, self._patience_s = waiting, patience_s
@@ -40,13 +40,18 @@ class Gate:
         self._waiting = 0
         self._since: float | None = None
 
-    def __enter__(self) -> None:
-        """Raises `OverloadedError` if too many wait already, or the wait was too long."""
+    def enter(self, timeout_us: int | None = None) -> None:
+        """Wait for the turn, which ends with `leave`.
+
+        Raises:
+            OverloadedError: too many wait already, or the wait was too long.
+        """
         if not self._turn.acquire(blocking=False):
-            self._wait()
+            self._wait(self._patience_s if timeout_us is None else min(self._patience_s, timeout_us / 1e6))
         self._since = time.monotonic()
 
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
+        """The turn is over."""
         self._since = None
         self._turn.release()
 
@@ -60,13 +65,13 @@ class Gate:
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
-    def _wait(self) -> None:
+    def _wait(self, patience_s: float) -> None:
         with self._count:
             if self._waiting >= self._most:
                 raise OverloadedError("the queue of requests is full", hint="Try again in a second.")
             self._waiting += 1
         try:
-            passed = self._turn.acquire(timeout=self._patience_s)
+            passed = self._turn.acquire(timeout=patience_s)
         finally:
             with self._count:
                 self._waiting -= 1
@@ -80,26 +85,36 @@ class Inference:
     def __init__(self, model: LoadedModel, observer: Observer, limits: ServeLimits) -> None:
         self.model, self.observer = model, observer
         self.gate = Gate(limits.waiting, limits.wait_s)
+        self.running: Mapping[str, Array] = {}
+        """Inputs of the newest inference; none of a golden sample."""
         self._fixed = all(-1 not in spec.shape[1:] for spec in model.generation.manifest.inputs)
 
-    def infer(self, inputs: Mapping[str, Array]) -> Answer:
+    def infer(self, inputs: Mapping[str, Array], timeout_us: int | None = None) -> Answer:
         """Run one request whose tensors fit the manifest.
 
+        Args:
+            inputs: by name.
+            timeout_us: how long it may wait for the engine, if less than the server's own limit.
+
         Raises:
-            OverloadedError: the queue is full.
+            OverloadedError: the queue is full, or the wait was too long.
             EngineError, MemoryBudgetError: the model failed.
             InputError: its inputs are such that no finite answer exists.
         """
-        nonfinite = not all(finite(array) for array in inputs.values())
+        nonfinite = not _all_finite(inputs)
         if nonfinite:
             self.observer.nonfinite_input()
         try:
-            with self.gate:
+            self.gate.enter(timeout_us)
+            try:
+                self.running = inputs
                 outputs, microseconds = self.model.run(inputs)
+            finally:
+                self.gate.leave()
         except (EngineError, MemoryBudgetError) as error:
             self.observer.failed(fault_of_model=self._fixed or not self.canary())
             raise error
-        if not all(finite(array) for array in outputs.values()):
+        if not _all_finite(outputs):
             self.observer.failed(fault_of_model=not nonfinite)
             if nonfinite:
                 raise InputError("NaN or infinity in the input left no finite answer")
@@ -114,10 +129,18 @@ class Inference:
         """Whether a golden sample still gets its recorded answer; it is not counted as a request."""
         samples = len(self.model.generation.golden.samples)
         try:
-            with self.gate:
+            self.gate.enter()
+            try:
+                self.running = {}
                 self.model.run_golden(index % samples)
+            finally:
+                self.gate.leave()
         except (EngineError, MemoryBudgetError, SelfTestError):
             return False
         except OverloadedError:
             return True  # busy is not wrong
         return True
+
+
+def _all_finite(tensors: Mapping[str, Array]) -> bool:
+    return all(map(finite, tensors.values()))

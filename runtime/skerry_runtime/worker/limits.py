@@ -17,12 +17,16 @@ class ServeLimits:
     """The same for TCP, whose clients are strangers until their first head is whole."""
     spare_s: float = 1.0
     """A connection that waited longer than this for a request may lose its place to a new one."""
+    shared_clients: int = 16
+    """Clients of shared memory at once, among those on Unix sockets; one more is answered 503."""
+    shared_bytes: int = 64 * MIB
+    """Of all memory that is shared with clients; beyond it 503."""
     waiting: int = 32
     """Requests that may wait for the engine; one more is answered 503."""
     wait_s: float = 5.0
     """The longest that a request waits for the engine before it is answered 503."""
     inference_s: float = 30.0
-    """An inference that takes longer hangs: the worker ends itself and is replaced."""
+    """The longest deadline of an inference; most models have a shorter one, see `deadline`."""
     head_bytes: int = 16 * KIB
     """Request line and headers."""
     body_bytes: int = 32 * MIB

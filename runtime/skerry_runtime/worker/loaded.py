@@ -51,13 +51,13 @@ def load_model(generation: Generation) -> LoadedModel:
     """
     engine = import_engine(generation.variant.engine)
     begin = time.perf_counter_ns()
-    model = generation.model_bytes()
-    session = engine.load(model)
+    model, execution = generation.open_model(), generation.variant.execution
+    session = engine.load(model, execution)
     load_ms = (time.perf_counter_ns() - begin) / 1e6
-    _check_signature("input", generation.manifest.inputs, session.inputs)
-    _check_signature("output", generation.manifest.outputs, session.outputs)
-    # Both sessions keep the same bytes: the second one costs its activations.
-    proof = engine.load(model) if session.stateful else session
+    check_signature("input", generation.manifest.inputs, session.inputs)
+    check_signature("output", generation.manifest.outputs, session.outputs)
+    # Both sessions map the same file: the second one costs its activations.
+    proof = engine.load(model, execution) if session.stateful else session
     return LoadedModel(generation=generation, engine=engine, session=session, proof=proof, load_ms=load_ms)
 
 
@@ -67,8 +67,15 @@ def _timed(session: Session, inputs: Mapping[str, Array]) -> tuple[dict[str, Arr
     return outputs, (time.perf_counter_ns() - begin) / 1000
 
 
-def _check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Signature]) -> None:
-    """The manifest may fix a size that the model leaves free, never the other way round."""
+def check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Signature]) -> None:
+    """The manifest may fix a size that the model leaves free, never the other way round (attack M12).
+
+    Args:
+        what: ``input`` or ``output``, for the message.
+
+    Raises:
+        SelfTestError: names, datatypes or shapes differ.
+    """
     named = {signature.name: signature for signature in found}
     if set(named) != {spec.name for spec in specs}:
         raise SelfTestError(

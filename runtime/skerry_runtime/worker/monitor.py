@@ -1,12 +1,11 @@
-"""What a worker's past says about it: totals, recent latencies, whether it hangs. Pure; not thread-safe."""
+"""What a worker's past says about it: totals, recent latencies. Pure; not thread-safe."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
-
-import numpy as np
 
 RECENT_S: Final = 10.0
 """How far back "recent" latencies go."""
@@ -27,9 +26,7 @@ class Totals:
 class Monitor:
     """Remembers; every call that needs the time is given it, in seconds."""
 
-    def __init__(self, inference_s: float) -> None:
-        """``inference_s``: an inference that takes longer hangs."""
-        self._inference_s = inference_s
+    def __init__(self) -> None:
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_MOST)
         self._requests = self._failures = self._nonfinite = 0
 
@@ -52,9 +49,10 @@ class Monitor:
 
     def latency_p95_us(self, now: float) -> float:
         """Of the last `RECENT_S` seconds' inferences; 0 if there were none."""
-        recent = [microseconds for at, microseconds in self._recent if at >= now - RECENT_S]
-        return float(np.quantile(recent, 0.95)) if recent else 0.0
-
-    def hangs(self, running_s: float) -> bool:
-        """Whether the inference that has run for so long will not return."""
-        return running_s > self._inference_s
+        recent = sorted(microseconds for at, microseconds in self._recent if at >= now - RECENT_S)
+        if not recent:
+            return 0.0
+        # By hand: numpy's quantile imports numpy.ma when it is first called.
+        place = 0.95 * (len(recent) - 1)
+        below, above = recent[math.floor(place)], recent[math.ceil(place)]
+        return below + (above - below) * (place - math.floor(place))

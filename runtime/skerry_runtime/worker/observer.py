@@ -10,27 +10,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from skerry_contract.digests import prefix8
 from skerry_contract.errors import InputError
-from skerry_contract.limits import MIB
+from skerry_contract.limits import KIB
 from skerry_contract.summary import WindowSummary
 
 from .engines import Array
 from .features import Floats, Ints, embedding_vectors, extract, predictions
 from .generation import Generation
-from .limits import DEFAULT_SERVE_LIMITS
 from .monitor import Monitor, Totals
 from .windows import Clock, WindowBuilder
 
 PENDING_S: Final = 0.2
 PENDING_ROWS: Final = 64
-PENDING_BYTES: Final = MIB
+PENDING_BYTES: Final = 256 * KIB
+WINDOWS: Final = 8
+"""Closed windows that wait for `take`. While so many do the open one goes on: nothing is lost."""
 
 SYSTEM_CLOCK: Final = Clock(
     boot_ms=lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000,
@@ -38,18 +40,22 @@ SYSTEM_CLOCK: Final = Clock(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """The tensors of one answered request that are monitored, and its number of rows."""
+class _Answered(msgspec.Struct, frozen=True):
+    """One answered request: when, how long it ran, and its monitored tensors.
 
+    They are copies where they were views: a view would keep the whole request's body in memory.
+    """
+
+    at: float
+    microseconds: float
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     rows: int
 
-    def form(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """What must be equal for two of them to be taken together."""
-        arrays = (*self.inputs.items(), *self.outputs.items())
-        return [(name, array.dtype.str, array.shape[1:]) for name, array in arrays]
+    def form(self) -> list[tuple[int, ...]]:
+        """What must be equal for two of them to be taken together; names and types always are."""
+        arrays = (*self.inputs.values(), *self.outputs.values())
+        return [array.shape[1:] if len(array.shape) else (-1,) for array in arrays]
 
 
 class Observer:
@@ -63,7 +69,6 @@ class Observer:
         first_window: int = 1,
         seconds: float = 3600.0,
         rows: int = 100_000,
-        inference_s: float = DEFAULT_SERVE_LIMITS.inference_s,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """``boot`` is the boot identifier, 32 hexadecimal digits; empty for none."""
@@ -91,26 +96,27 @@ class Observer:
         """Guards all below and the window; never held for longer than it takes to add a row."""
         self._closed: deque[WindowSummary] = deque()
         self._pending: list[_Answered] = []
+        """Neither in the window nor in the monitor yet."""
         self._pending_rows = self._pending_bytes = 0
         self._pending_since = 0.0
-        self._monitor = Monitor(inference_s)
+        self._monitor = Monitor()
 
     def answered(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], microseconds: float
     ) -> None:
         """Count one answered request; axis 0 of the tensors is the rows."""
         now = time.monotonic()
-        watched = {name: inputs[name] for name in self._inputs}
-        said = {name: outputs[name] for name in self._outputs}
-        answered = _Answered(watched, said, _rows(watched or said or inputs))
+        watched = {name: _owned(inputs[name]) for name in self._inputs}
+        said = {name: _owned(outputs[name]) for name in self._outputs}
+        rows = _rows(watched or said or inputs)
+        nbytes = sum([array.nbytes for array in (*watched.values(), *said.values())])
+        answered = _Answered(now, microseconds, watched, said, rows)
         with self._lock:
-            self._monitor.answered(now, microseconds)
-            self._windows.latency(microseconds)
             if not self._pending:
                 self._pending_since = now
             self._pending.append(answered)
-            self._pending_rows += answered.rows
-            self._pending_bytes += sum(array.nbytes for array in answered.inputs.values())
+            self._pending_rows += rows
+            self._pending_bytes += nbytes
             full = (
                 self._pending_rows >= PENDING_ROWS
                 or self._pending_bytes >= PENDING_BYTES
@@ -145,7 +151,7 @@ class Observer:
         with self._absorbing:
             self._absorb()
             with self._lock:
-                if self._windows.due():
+                if self._windows.due() and len(self._closed) < WINDOWS:
                     self._close()
 
     def close_window(self) -> None:
@@ -165,16 +171,13 @@ class Observer:
     def totals(self) -> Totals:
         """Since the beginning."""
         with self._lock:
-            return self._monitor.totals()
+            totals = self._monitor.totals()
+            return replace(totals, requests=totals.requests + len(self._pending))
 
     def latency_p95_us(self) -> float:
         """Of the last seconds' inferences; 0 if there were none."""
         with self._lock:
             return self._monitor.latency_p95_us(time.monotonic())
-
-    def hangs(self, running_s: float) -> bool:
-        """Whether an inference that has run for so long will not return."""
-        return self._monitor.hangs(running_s)
 
     def _close(self) -> None:
         summary = self._windows.close()
@@ -186,6 +189,9 @@ class Observer:
         with self._lock:
             pending, self._pending = self._pending, []
             self._pending_rows = self._pending_bytes = 0
+            for answered in pending:
+                self._monitor.answered(answered.at, answered.microseconds)
+                self._windows.latency(answered.microseconds)
         for _, group in groupby(pending, _Answered.form):
             for piece in _pieces(list(group)):
                 try:
@@ -211,6 +217,10 @@ class Observer:
         return features, predicted, scores, vectors
 
 
+def _owned(array: Array) -> Array:
+    return array if array.base is None else array.copy()
+
+
 def _rows(tensors: Mapping[str, Array]) -> int:
     """Axis 0 of the first tensor."""
     first = next(iter(tensors.values()))
@@ -223,6 +233,8 @@ def _pieces(group: list[_Answered]) -> Iterator[_Answered]:
         yield from group
         return
     yield _Answered(
+        group[0].at,
+        group[0].microseconds,
         {name: np.concatenate([one.inputs[name] for one in group]) for name in group[0].inputs},
         {name: np.concatenate([one.outputs[name] for one in group]) for name in group[0].outputs},
         sum(one.rows for one in group),

@@ -50,6 +50,9 @@ def self_test(folder: Path) -> Ready:
     generation = load_generation(folder)
     budgets = generation.budgets
     model = load_model(generation)
+    # Peaks of their own: pages of a mapped model come into memory with the first inferences.
+    memory.droppable = model.session.mapped_bytes
+    peaks = [memory.take()]
     if budgets.load_ms and model.load_ms > budgets.load_ms:
         raise LatencyBudgetError(
             f"loading took {model.load_ms:.0f} ms; the budget is {budgets.load_ms} ms",
@@ -57,13 +60,14 @@ def self_test(folder: Path) -> Ready:
         )
     for index in range(len(generation.golden.samples)):
         model.run_golden(index)
+    peaks.append(memory.take())
     p50, p95 = _latency(model, budgets.latency_p95_us)
     if budgets.latency_p95_us and p95 > budgets.latency_p95_us:
         raise LatencyBudgetError(
             f"95% of inferences take up to {p95:.0f} us here; the budget is {budgets.latency_p95_us} us",
             hint="Choose a quicker variant, or raise the budget.",
         )
-    peak = memory.take()
+    peak = max(*peaks, memory.take())
     if budgets.ram_bytes and peak > budgets.ram_bytes:
         raise MemoryBudgetError(
             f"it peaked at {peak / MIB:.1f} MiB here; the budget is {budgets.ram_bytes / MIB:.1f} MiB",
@@ -75,6 +79,7 @@ def self_test(folder: Path) -> Ready:
         latency_p95_us=p95,
         rss_bytes=peak,
         engine_version=model.engine.version,
+        execution=model.session.execution,
     )
 
 

@@ -10,6 +10,8 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -27,6 +29,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
+def die_with_nobody() -> None:
+    """Take `die_with_parent` back."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def name_process(name: str) -> None:
     """What ``ps`` and ``top`` show; at most 15 characters."""
     _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
@@ -41,6 +48,12 @@ def few_arenas() -> None:
         _libc.mallopt(_M_ARENA_MAX, 2)
 
 
+def give_back_memory() -> None:
+    """Return what was freed to the kernel, which else stays with the process for good. glibc only."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
 def silence_standard_streams() -> None:
     """Engines print to stdout as they like: send it to stderr, and give them nothing to read."""
     with open(os.devnull, "rb") as null:
@@ -48,11 +61,11 @@ def silence_standard_streams() -> None:
     os.dup2(2, 1)
 
 
-def die_first() -> None:
-    """When memory runs out the kernel shall take a worker, never the agent."""
+def die_first(*, on_trial: bool) -> None:
+    """When memory runs out the kernel shall take a worker, never the agent; and first one that serves nobody."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")
+            file.write("900" if on_trial else "500")
     except OSError:
         pass  # a sandbox may forbid it; then the kernel's own choice stands
 
@@ -80,30 +93,37 @@ class PeakMemory:
     """Peak resident memory since the last `take`, from the kernel's own high-water mark.
 
     The mark sees a peak inside one inference, which no polling does. Where it cannot be reset (a kernel
-    without CONFIG_PROC_PAGE_MONITOR) the peak is that of the calls of `sample` and `take`.
+    without CONFIG_PROC_PAGE_MONITOR) the peak is that of the calls of `sample` and `take`. Pages of a mapped
+    model do not count: the kernel drops them when it needs the room.
     """
 
     def __init__(self) -> None:
+        self.droppable: Callable[[], int] = lambda: 0
+        """Bytes of a mapped model that are in memory now."""
         self._lock = threading.Lock()
-        self._sampled = 0
+        self._peak = self._sampled = 0
         self._resettable = _reset_high_water()
 
     def sample(self) -> None:
         """Look now; does nothing where the kernel keeps the mark."""
         if not self._resettable:
-            with self._lock:
+            with self._lock, suppress(OSError):
                 self._sampled = max(self._sampled, resident_bytes())
 
     def take(self) -> int:
-        """Bytes; begins the next interval."""
-        with self._lock:
-            if self._resettable:
-                peak = _status_bytes("VmHWM")
-                self._resettable = _reset_high_water()
-            else:
-                peak = max(self._sampled, resident_bytes())
-                self._sampled = 0
-        return peak
+        """Bytes; begins the next interval. The last figure again while no descriptor is left to look with."""
+        with self._lock, suppress(OSError):
+            self._peak = self._look()
+        return self._peak
+
+    def _look(self) -> int:
+        if self._resettable:
+            peak = _status_bytes("VmHWM")
+            _reset_high_water()
+        else:
+            peak = max(self._sampled, resident_bytes())
+            self._sampled = 0
+        return max(0, peak - self.droppable())
 
 
 def _reset_high_water() -> bool:

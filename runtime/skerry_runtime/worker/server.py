@@ -11,7 +11,22 @@ from pathlib import Path
 from skerry_contract.errors import SkerryError, UnavailableError
 from skerry_contract.messages import ErrorReport
 
-from ..ipc import Accept, Channel, CloseWindow, Drain, Drained, Failed, Ready, Settings, Spawn, Stop
+from ..ipc import (
+    Accept,
+    Adopt,
+    Adopted,
+    Channel,
+    CloseWindow,
+    Drain,
+    Drained,
+    Failed,
+    Ready,
+    Settings,
+    Spawn,
+    Stop,
+)
+from . import process
+from .deadline import deadline_s
 from .generation import load_generation
 from .heartbeat import Heartbeat
 from .inference import Inference
@@ -33,19 +48,24 @@ def serve(
     memory = PeakMemory()
     try:
         model = load_model(load_generation(Path(spawn.generation)))
+        memory.droppable = model.session.mapped_bytes
         latencies = sorted(model.run_golden(k) for k in range(len(model.generation.golden.samples)))
     except SkerryError as error:
         channel.send(Failed(error=ErrorReport.of(error)))
         return 1
     threading.stack_size(THREAD_STACK_BYTES)
-    worker = _Worker(channel, spawn, listeners, model, memory, limits)
+    p95_us = latencies[len(latencies) * 95 // 100]
+    deadline = deadline_s(p95_us, model.generation.budgets.latency_p95_us, limits.inference_s)
+    worker = _Worker(channel, spawn, listeners, model, memory, limits, deadline)
+    process.give_back_memory()
     channel.send(
         Ready(
             load_ms=model.load_ms,
             latency_p50_us=latencies[len(latencies) // 2],
-            latency_p95_us=latencies[len(latencies) * 95 // 100],
+            latency_p95_us=p95_us,
             rss_bytes=memory.take(),
             engine_version=model.engine.version,
+            execution=model.session.execution,
         )
     )
     try:
@@ -65,6 +85,7 @@ class _Worker:
         model: LoadedModel,
         memory: PeakMemory,
         limits: ServeLimits,
+        deadline: float,
     ) -> None:
         self._channel = channel
         self._observer = Observer(
@@ -73,11 +94,10 @@ class _Worker:
             first_window=spawn.first_window,
             seconds=spawn.window_seconds,
             rows=spawn.window_rows,
-            inference_s=limits.inference_s,
         )
         inference = Inference(model, self._observer, limits)
         self._server = HttpServer(listeners, Api(inference, lambda: True), limits, token=spawn.tcp_token)
-        self._heartbeat = Heartbeat(channel, inference, self._server, memory, limits)
+        self._heartbeat = Heartbeat(channel, inference, self._server, memory, limits, deadline)
         self._heartbeat.start()
 
     def obey(self) -> int:
@@ -93,6 +113,8 @@ class _Worker:
                     self._close_window()
                 case Settings(window_seconds=seconds, window_rows=rows):
                     self._observer.settings(seconds, rows)
+                case Adopt(parent=parent):
+                    self._adopt(parent)
                 case Stop():
                     self._server.close()
                     self._heartbeat.stop()
@@ -101,6 +123,13 @@ class _Worker:
                 case other:
                     print(f"skerry worker: {type(other).__name__} is no order", file=sys.stderr, flush=True)
         return 0
+
+    def _adopt(self, parent: int) -> None:
+        if parent:
+            process.die_with_parent(parent)
+        else:
+            process.die_with_nobody()
+            self._channel.send(Adopted())
 
     def _drain(self, drain: int, deadline_s: float) -> None:
         """In its own thread, so that the agent can take it back by `Accept`."""

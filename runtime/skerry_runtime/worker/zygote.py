@@ -1,7 +1,7 @@
-"""The process that forks workers: numpy and the engines are imported once, here, without a session.
+"""The process that forks workers: numpy and an engine are imported once, here, without a session.
 
 It is single-threaded, so a fork copies no lock in the middle of its use. It ends when its channel closes,
-and its workers with it.
+and its workers with it; or it retires, and leaves them to the agent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
-from ..ipc import AnyMessage, Channel, Exited, Spawn, Spawned, Stop
+from skerry_contract.errors import EngineError, UnavailableError
+
+from ..ipc import AnyMessage, Channel, Exited, Preload, Retire, Spawn, Spawned, Stop
 from . import process
 from .limits import DEFAULT_SERVE_LIMITS
 
@@ -37,21 +39,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process.few_arenas()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's to handle
     roles = _import_roles()
-    gc.collect()
-    gc.freeze()  # so that a worker's collections do not copy the pages that all share
-    return Zygote(channel, roles).run()
+    _settle()
+    try:
+        return Zygote(channel, roles).run()
+    except UnavailableError:
+        return 0  # the agent is gone, and the workers end with this process
 
 
 def _import_roles() -> dict[str, Role]:
     """Import all that a worker needs; here and not above, because the libraries read these when imported."""
     for library in ("OPENBLAS", "OMP", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = "1"
-    from .engines import import_available
     from .preflight import preflight
     from .server import serve
 
-    import_available()
     return {"serve": serve, "preflight": lambda channel, spawn, _: preflight(channel, spawn)}
+
+
+def _settle() -> None:
+    """Leave as little as can be for a fork to copy, and nothing for a worker's collections to touch."""
+    gc.collect()
+    gc.freeze()
+    process.give_back_memory()
 
 
 class Zygote:
@@ -85,14 +94,23 @@ class Zygote:
 
     def _obey(self, message: AnyMessage, descriptors: list[int]) -> bool:
         """Whether to go on."""
-        if isinstance(message, Spawn) and len(descriptors) == 1 + len(message.sockets):
-            self._spawn(message, descriptors)
+        match message:
+            case Spawn(sockets=sockets) if len(descriptors) == 1 + len(sockets):
+                self._spawn(message, descriptors)
+            case Preload(engine=engine, proved=proved):
+                if proved or _is_harmless(engine):
+                    _import(engine)
+                    _settle()
+            case Retire():
+                self._workers.clear()
         for descriptor in descriptors:
             os.close(descriptor)  # the worker has its own; kept here they would never close
-        return not isinstance(message, Stop)
+        return not isinstance(message, Stop | Retire)
 
     def _spawn(self, spawn: Spawn, descriptors: list[int]) -> None:
         zygote = os.getpid()
+        if spawn.become:
+            self._become_worker(os.getppid(), spawn, descriptors)
         try:
             pid = os.fork()
         except OSError as error:  # no memory or no process: the agent sees the worker's channel close
@@ -103,21 +121,23 @@ class Zygote:
         self._workers.add(pid)
         self._channel.send(Spawned(id=spawn.id, pid=pid))
 
-    def _become_worker(self, zygote: int, spawn: Spawn, descriptors: list[int]) -> None:
-        """In the child; never returns."""
+    def _become_worker(self, parent: int, spawn: Spawn, descriptors: list[int]) -> NoReturn:
+        """In the child, or instead of forking one."""
         status = _FAILED
         try:
-            process.die_with_parent(zygote)
+            process.die_with_parent(parent)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for own in (self._channel.sock, self._signal_read, self._signal_write):
                 own.close()
             process.name_process(f"skerry-{spawn.role}")
-            process.die_first()
+            process.die_first(on_trial=spawn.role == "preflight")
             process.limit_memory(spawn.ram_limit_bytes, threads=DEFAULT_SERVE_LIMITS.connections)
             channel = Channel(socket.socket(fileno=descriptors[0]))
             sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[1:]]
             status = self._roles[spawn.role](channel, spawn, list(zip(sockets, spawn.sockets, strict=True)))
+        except UnavailableError:
+            status = 0  # the agent is gone: nobody is left to be told
         except BaseException:  # noqa: BLE001 - the process' end: whatever it is must not run the zygote's code
             traceback.print_exc()
         finally:
@@ -142,5 +162,29 @@ class Zygote:
             os.waitpid(pid, 0)
 
 
+def _is_harmless(engine: str) -> bool:
+    """Try the import in a process that it may kill, as a library for other processors does."""
+    zygote, pid = os.getpid(), os.fork()
+    if pid == 0:
+        status = _FAILED
+        try:
+            process.die_with_parent(zygote)
+            _import(engine)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _import(engine: str) -> None:
+    from .engines import import_engine
+
+    try:
+        import_engine(engine)
+    except EngineError as error:  # the worker that wants it finds the same, and reports it
+        print(f"skerry zygote: {error}", file=sys.stderr, flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    # Python's own end would touch, and so copy, every page that is shared with the workers.
+    os._exit(main())

@@ -39,12 +39,12 @@ class Table:
 def write(root: Table, identifier: bytes) -> bytes:
     """A whole file."""
     out = bytearray(struct.pack("<I", 0) + identifier)
-    struct.pack_into("<I", out, 0, _table(out, root))
+    struct.pack_into("<I", out, 0, append(out, root))
     return bytes(out)
 
 
-def _table(out: bytearray, table: Table) -> int:
-    """Append a table and all below it; the place of the table."""
+def append(out: bytearray, table: Table) -> int:
+    """Append a table and all below it to a file; the place of the table."""
     slots = max(table.fields, default=-1) + 1
     places, inline = {}, 4
     for slot, value in sorted(table.fields.items()):
@@ -70,7 +70,7 @@ def _table(out: bytearray, table: Table) -> int:
 
 def _child(out: bytearray, value: Numbers | bytes | str | Table | Sequence[Table]) -> int:
     if isinstance(value, Table):
-        return _table(out, value)
+        return append(out, value)
     if isinstance(value, Numbers):
         packed = struct.pack(f"<{len(value.values)}{value.kind}", *value.values)
         return _vector(out, len(value.values), packed, struct.calcsize(value.kind))
@@ -82,7 +82,7 @@ def _child(out: bytearray, value: Numbers | bytes | str | Table | Sequence[Table
     start = _vector(out, len(value), bytes(4 * len(value)), 4)
     for index, table in enumerate(value):
         at = start + 4 + 4 * index
-        struct.pack_into("<I", out, at, _table(out, table) - at)
+        struct.pack_into("<I", out, at, append(out, table) - at)
     return start
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skerry_contract.errors import EngineError
+from skerry_contract.manifest import Execution
 
 Array = NDArray[Any]
 """Any array: its dtype is the tensor's datatype."""
@@ -31,6 +33,28 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 """Datatypes of the Open Inference Protocol, without BYTES, which is no number."""
 
 
+ONE_THREAD: Final = Execution()
+"""The default: the processor, one thread."""
+
+
+Content = bytes | mmap.mmap
+"""A file's bytes for a guard to look at: of a mapped one only the pages that it touches are read."""
+
+
+class OpenModel(Protocol):
+    """A model's file, hashed through the descriptor behind `path`: see `model_file.ModelFile`."""
+
+    @property
+    def path(self) -> str:
+        """Where an engine opens this very file, whatever its name stands for by now."""
+
+    def content(self) -> Content:
+        """Raises `EngineError` if there is nothing in it."""
+
+    def resident_bytes(self) -> int:
+        """How much of it is mapped into this process and in memory now: what the kernel may drop."""
+
+
 class Signature(NamedTuple):
     """One input or output as the engine sees it."""
 
@@ -47,12 +71,17 @@ class Session(Protocol):
     outputs: tuple[Signature, ...]
     stateful: bool
     """Whether it keeps something from one inference to the next, until `reset`."""
+    execution: str
+    """Where it runs, for people: providers, threads, and what was wanted in vain."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference. Raises `EngineError` (failed) or `MemoryBudgetError` (memory refused)."""
 
     def reset(self) -> None:
         """Forget what the model keeps inside from one inference to the next (variables of TFLite)."""
+
+    def mapped_bytes(self) -> int:
+        """Bytes of the model in memory that the kernel may drop, as they are mapped from its file."""
 
 
 class Engine(Protocol):
@@ -61,8 +90,8 @@ class Engine(Protocol):
     name: str
     version: str
 
-    def load(self, model: bytes) -> Session:
-        """Build a session from the bytes themselves: the bytes that were hashed are the bytes that run.
+    def load(self, model: bytes | OpenModel, execution: Execution = ONE_THREAD) -> Session:
+        """Build a session from the very bytes or the very file that was hashed.
 
         Raises `EngineError` (not loadable) or `MemoryBudgetError` (memory refused).
         """

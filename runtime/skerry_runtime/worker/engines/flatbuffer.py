@@ -10,6 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
+from . import Content
+
 _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
 _I32: Final = struct.Struct("<i")
@@ -37,7 +39,7 @@ class Vector:
 
     __slots__ = ("_budget", "_data", "_start", "count", "width")
 
-    def __init__(self, data: bytes, at: int, width: int, budget: Budget) -> None:
+    def __init__(self, data: Content, at: int, width: int, budget: Budget) -> None:
         budget.spend()
         if at + 4 > len(data) or at % 4:
             raise Damaged(f"a vector at byte {at}")
@@ -65,7 +67,7 @@ class Table:
 
     __slots__ = ("_budget", "_data", "_end", "_fields", "_start")
 
-    def __init__(self, data: bytes, at: int, budget: Budget) -> None:
+    def __init__(self, data: Content, at: int, budget: Budget) -> None:
         budget.spend()
         if at + 4 > len(data) or at % 4:
             raise Damaged(f"a table at byte {at}")
@@ -129,14 +131,14 @@ class Table:
         return place
 
 
-def root(data: bytes, budget: Budget) -> Table:
+def root(data: Content, budget: Budget) -> Table:
     """The table that the whole file is. Raises `Damaged`."""
     if len(data) < 8:
         raise Damaged(f"only {len(data)} bytes")
     return Table(data, _follow(data, 0), budget)
 
 
-def _follow(data: bytes, at: int) -> int:
+def _follow(data: Content, at: int) -> int:
     if at + 4 > len(data):
         raise Damaged(f"an offset at byte {at}")
     return at + int(_U32.unpack_from(data, at)[0])

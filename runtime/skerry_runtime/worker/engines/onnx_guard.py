@@ -11,10 +11,9 @@ from typing import Final
 
 from skerry_contract.errors import EngineError
 
-DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-"""Operators that the engine itself brings; no other library is ever loaded."""
-ORT_FORMAT_MARK: Final = b"ORTM"
-"""Bytes 4 to 8 of an ``.ort`` file, a FlatBuffer whose initializers the engine keeps inside."""
+from . import Content
+from .ort_guard import DOMAINS, ORT_MARK, check_ort
+
 _DEPTH: Final = 64
 _Operator = tuple[str, str]
 """Domain and name."""
@@ -33,9 +32,10 @@ _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
 _NODE_OPERATOR, _NODE_DOMAIN = 4, 7
 
 
-def check_self_contained(model: bytes) -> None:
+def check_self_contained(model: Content) -> None:
     """Raises `EngineError` if the file refers to other files or to unknown operators, or is garbled."""
-    if model[4:8] == ORT_FORMAT_MARK:
+    if model[4:8] == ORT_MARK:
+        check_ort(model)
         return
     functions: set[_Operator] = set()
     foreign: set[_Operator] = set()

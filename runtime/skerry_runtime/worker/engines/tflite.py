@@ -1,6 +1,6 @@
 """TensorFlow Lite, by ai-edge-litert or else its predecessor tflite-runtime: the only file that imports them.
 
-One thread, nothing from outside the model's bytes, and no byte parsed before `tflite_guard` has read them.
+Nothing from outside the model's bytes, and no byte parsed before `tflite_guard` has read them.
 Inputs and outputs are called as the model's only signature calls them, else as its tensors are named.
 Quantized inputs and outputs are served as they are, in INT8 or UINT8.
 """
@@ -8,15 +8,19 @@ Quantized inputs and outputs are served as they are, in INT8 or UINT8.
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
 
 from skerry_contract.errors import EngineError, MemoryBudgetError, SkerryError
+from skerry_contract.manifest import Execution
 
-from . import Array, Engine, Session, Signature
+from . import ONE_THREAD, Array, Engine, OpenModel, Session, Signature
+from .providers import plan_for
 from .tflite_guard import Port, check_tflite
 
 _NO_MEMORY: Final = ("bad_alloc", "ailed to allocate", "std::length_error", "out of memory")
@@ -26,9 +30,14 @@ _FAILURES: Final = (RuntimeError, ValueError, TypeError, SystemError)
 class TfliteSession:
     """One interpreter behind a lock: interpreters are not thread-safe."""
 
-    def __init__(self, model: bytes, engine: TfliteEngine) -> None:
-        outline = check_tflite(model)
+    def __init__(self, model: bytes | OpenModel, engine: TfliteEngine, execution: Execution) -> None:
+        outline = check_tflite(model if isinstance(model, bytes) else model.content())
+        # Both libraries map a file that they open by its name.
+        self._source = {"model_content": model} if isinstance(model, bytes) else {"model_path": model.path}
         self._model, self._engine = model, engine
+        # The libraries take XNNPACK by themselves where it helps; other delegates are libraries of others.
+        plan = plan_for(execution, (), len(os.sched_getaffinity(0)))
+        self._threads, self.execution = plan.threads, plan.told(())
         self._ports, self._results = outline.inputs, outline.outputs
         self._lock = threading.Lock()
         self.inputs = tuple(_signature(port) for port in outline.inputs)
@@ -58,11 +67,16 @@ class TfliteSession:
             with self._lock:
                 self._interpreter = self._build()
 
+    def mapped_bytes(self) -> int:
+        """None are counted: most weights are packed into memory of their own beside the file."""
+        return 0
+
     def _build(self) -> Any:
         """Raises `EngineError` or `MemoryBudgetError`."""
         try:
-            interpreter = self._engine.interpreter(model_content=self._model, num_threads=1)
-            interpreter.allocate_tensors()
+            with self._engine.quietly():
+                interpreter = self._engine.interpreter(**self._source, num_threads=self._threads)
+                interpreter.allocate_tensors()
         except (*_FAILURES, MemoryError) as error:
             raise self._engine.translate(error, "cannot load the model") from error
         details = {entry["index"]: entry for entry in interpreter.get_input_details()}
@@ -97,9 +111,20 @@ class TfliteEngine:
 
     def __init__(self, library: str, version: str, interpreter: Any) -> None:
         self.library, self.version, self.interpreter = library, version, interpreter
+        self._talkative = True
 
-    def load(self, model: bytes) -> Session:
-        return TfliteSession(model, self)
+    def load(self, model: bytes | OpenModel, execution: Execution = ONE_THREAD) -> Session:
+        return TfliteSession(model, self, execution)
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Around the first model of a process, when the library says to the terminal what it is made of."""
+        if not self._talkative:
+            yield
+            return
+        self._talkative = False
+        with _without_announcements():
+            yield
 
     def translate(self, error: Exception, what: str) -> SkerryError:
         text = " ".join(str(error).split())
@@ -137,6 +162,28 @@ def load_engine() -> Engine:
     from tflite_runtime.interpreter import Interpreter as LegacyInterpreter
 
     return TfliteEngine("tflite-runtime", tflite_runtime.__version__, LegacyInterpreter)
+
+
+@contextmanager
+def _without_announcements() -> Iterator[None]:
+    """What is written to standard error in the block comes after it, without lines of the level INFO."""
+    try:
+        terminal = os.dup(2)
+    except OSError:  # there is no standard error to keep clean
+        yield
+        return
+    heard = os.memfd_create("skerry-heard", os.MFD_CLOEXEC)
+    os.dup2(heard, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        with open(heard, "rb") as file:
+            file.seek(0)
+            for line in file:
+                if not line.startswith(b"INFO:"):
+                    os.write(2, line)
 
 
 def _signature(port: Port) -> Signature:

@@ -18,6 +18,7 @@ from typing import Final
 
 from skerry_contract.errors import EngineError
 
+from . import Content
 from .flatbuffer import Budget, Damaged, Table, root
 
 IDENTIFIER: Final = b"TFL3"
@@ -107,7 +108,7 @@ class _Graph:
     calls: frozenset[int]
 
 
-def check_tflite(model: bytes) -> Outline:
+def check_tflite(model: Content) -> Outline:
     """Raises `EngineError` if the file is damaged, reaches outside of itself or wants foreign operators."""
     if len(model) < 16 or model[4:8] != IDENTIFIER:
         what = f"{len(model)} bytes" if len(model) < 16 else "without the mark TFL3"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -19,8 +18,8 @@ from skerry_contract.errors import (
 
 from ..inference import Answer, Inference
 from ..version import VERSION
-from .protocol import decode_request, encode_response, metadata
-from .wire import BINARY, Head, HttpError, Response, error_response, of_error, parse_length
+from .protocol import Codec, metadata
+from .wire import BINARY, Head, HttpError, Response, error_response, header_line, of_error, parse_length
 
 _STATUS: Final[tuple[tuple[type[SkerryError], int], ...]] = (
     (InputError, 400),
@@ -31,11 +30,11 @@ _STATUS: Final[tuple[tuple[type[SkerryError], int], ...]] = (
 )
 _PLATFORMS: Final = {"onnx": "onnxruntime_onnx", "tflite": "litert_tflite"}
 DIGEST_HEADER: Final = "X-Skerry-Digest"
+_SERVER: Final = {"name": "skerry", "version": VERSION, "extensions": ["binary_tensor_data"]}
 RETRY: Final = ("Retry-After", "1")
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(msgspec.Struct, frozen=True):
     """An answer, and what to count once it was sent."""
 
     response: Response
@@ -48,79 +47,67 @@ class Api:
     def __init__(self, inference: Inference, ready: Callable[[], bool]) -> None:
         """``ready`` says whether the model takes requests."""
         generation = inference.model.generation
+        manifest = self._manifest = generation.manifest
         self.inference, self._ready = inference, ready
-        self._manifest = generation.manifest
+        self._codec = Codec(manifest)
         self._parameters: dict[str, Any] = {
             "skerry_digest": generation.bundle,
             "skerry_variant": generation.variant.id,
         }
-        self._digest = (DIGEST_HEADER, generation.bundle)
+        self.signature: Final = header_line(DIGEST_HEADER, generation.bundle)
+        """The header that names the model's digest: every answer has it."""
         platform = _PLATFORMS[generation.variant.engine]
-        described = {**self._parameters, "labels": list(self._manifest.labels)}
-        self._metadata = metadata(self._manifest, platform, described)
+        described = {**self._parameters, "labels": list(manifest.labels)}
+        self._metadata = metadata(manifest, platform, described)
+        self._routes: dict[str, tuple[str, Callable[[Head, memoryview], Served]]] = {
+            "/v2": ("GET", lambda head, body: _json(_SERVER)),
+            "/v2/health/live": ("GET", lambda head, body: _json({"live": True})),
+            "/v2/health/ready": ("GET", lambda head, body: self._readiness()),
+        }
+        newest = f"/v2/models/{manifest.name}"
+        for model in (newest, f"{newest}/versions/{manifest.version}"):
+            self._routes |= {
+                model: ("GET", lambda head, body: Served(Response(200, [self._metadata]))),
+                f"{model}/ready": ("GET", lambda head, body: self._readiness(manifest.name)),
+                f"{model}/infer": ("POST", self._infer),
+            }
 
     def serve(self, head: Head, body: memoryview) -> Served:
-        """Answer one request; every answer names the model's digest."""
+        """Answer one request, inside `overflow_is_infinity`."""
         try:
-            served = self._route(head, body)
+            route = self._routes.get(head.path) or self._routes.get(head.path.rstrip("/"))
+            if route is None:
+                raise self._nothing_at(head.path)
+            method, answer = route
+            if head.method != method:
+                raise HttpError(405, f"{head.method} is not allowed here", headers=[("Allow", method)])
+            return answer(head, body)
         except HttpError as error:
             return Served(self.refusal(error))
         except SkerryError as error:
-            status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-            served = Served(of_error(status, error, [RETRY] if status == 503 else []))
-        return Served(self._signed(served.response), served.answer)
+            return Served(self.failure(error))
+
+    def failure(self, error: SkerryError) -> Response:
+        """The answer to a request that the model, or this server, cannot satisfy."""
+        status = status_of(error)
+        return of_error(status, error, [RETRY] if status == 503 else [])
 
     def refusal(self, error: HttpError) -> Response:
         """The answer to a request that HTTP itself forbids."""
-        return self._signed(error_response(error.status, error.message, headers=error.headers))
-
-    def _signed(self, response: Response) -> Response:
-        headers = (*response.headers, self._digest)
-        return Response(response.status, response.body, response.content_type, headers)
-
-    def _route(self, head: Head, body: memoryview) -> Served:
-        match head.path.rstrip("/").split("/")[1:]:
-            case ["v2"]:
-                self._only(head, "GET")
-                return _json({"name": "skerry", "version": VERSION, "extensions": ["binary_tensor_data"]})
-            case ["v2", "health", "live"]:
-                self._only(head, "GET")
-                return _json({"live": True})
-            case ["v2", "health", "ready"]:
-                self._only(head, "GET")
-                return self._readiness()
-            case ["v2", "models", name, "versions", version, *rest]:
-                self._check_model(name, version)
-                return self._model(head, body, rest)
-            case ["v2", "models", name, *rest]:
-                self._check_model(name, self._manifest.version)
-                return self._model(head, body, rest)
-        raise NotFoundError(f"there is nothing at {head.path[:200]}", hint="See GET /v2/models/NAME.")
-
-    def _model(self, head: Head, body: memoryview, rest: list[str]) -> Served:
-        match rest:
-            case []:
-                self._only(head, "GET")
-                return Served(Response(200, [self._metadata]))
-            case ["ready"]:
-                self._only(head, "GET")
-                return self._readiness(self._manifest.name)
-            case ["infer"]:
-                self._only(head, "POST")
-                return self._infer(head, body)
-        raise NotFoundError(f"there is nothing at {head.path[:200]}", hint="See GET /v2/models/NAME.")
+        return error_response(error.status, error.message, headers=error.headers)
 
     def _infer(self, head: Head, body: memoryview) -> Served:
         if head.headers.get("content-encoding", "identity") != "identity":
-            raise HttpError(415, "send the body without a content coding")
+            plain = ("Accept-Encoding", "identity")  # RFC 9110, 15.5.16
+            raise HttpError(415, "send the body without a content coding", headers=[plain])
         text = head.headers.get("inference-header-content-length")
         json_bytes = None if text is None else parse_length(text, "Inference-Header-Content-Length")
-        request = decode_request(body, json_bytes, self._manifest)
-        answer = self.inference.infer(request.inputs)
+        request = self._codec.decode(body, json_bytes)
+        answer = self.inference.infer(request.inputs, request.timeout_us)
         parameters = self._parameters
         if answer.nonfinite_input:
             parameters = {**parameters, "skerry_nonfinite_input": True}
-        pieces, length = encode_response(request, answer.outputs, self._manifest, parameters)
+        pieces, length = self._codec.encode(request, answer.outputs, parameters)
         if length is None:
             return Served(Response(200, pieces), answer)
         headers = [("Inference-Header-Content-Length", str(length))]
@@ -131,17 +118,24 @@ class Api:
         body = msgspec.json.encode({**({"name": name} if name else {}), "ready": ready})
         return Served(Response(200, [body]) if ready else Response(503, [body], headers=[RETRY]))
 
-    def _check_model(self, name: str, version: str) -> None:
-        if (name, version) != (self._manifest.name, self._manifest.version):
-            raise NotFoundError(
-                f"the model {name[:100]!r} in version {version[:40]!r} is not served here",
-                hint=f"Served: {self._manifest.name} {self._manifest.version}.",
-            )
+    def _nothing_at(self, path: str) -> NotFoundError:
+        own = self._manifest
+        match path.rstrip("/").split("/")[1:]:
+            case ["v2", "models", name, "versions", version, *_]:
+                served = (name, version) == (own.name, own.version)
+            case ["v2", "models", name, *_]:
+                served, version = name == own.name, ""
+            case _:
+                served = True
+        if served:
+            return NotFoundError(f"there is nothing at {path[:200]}", hint="See GET /v2/models/NAME.")
+        asked = f"the model {name[:100]!r}" + (f" in version {version[:40]!r}" if version else "")
+        return NotFoundError(f"{asked} is not served here", hint=f"Served: {own.name} {own.version}.")
 
-    @staticmethod
-    def _only(head: Head, method: str) -> None:
-        if head.method != method:
-            raise HttpError(405, f"{head.method} is not allowed here", headers=[("Allow", method)])
+
+def status_of(error: SkerryError) -> int:
+    """As HTTP has it."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
 def _json(value: object) -> Served:

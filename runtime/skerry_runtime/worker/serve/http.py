@@ -21,16 +21,21 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from skerry_contract.errors import SkerryError
+
 from ..limits import ServeLimits
 from .access import check_tcp
 from .api import RETRY, Api
 from .farewell import Farewell
-from .wire import Head, HttpError, parse_head, write_head
+from .protocol import overflow_is_infinity
+from .shared import SharedMemory, wants_shared_memory
+from .wire import Head, HttpError, Response, parse_head, write_head
 
 _POLL_S = 5.0
 """A blocked read looks up this often whether its time is over."""
 _CHUNK = 65536
 _CLOSE_S = 1.0
+_ALONE_S = 0.01
 _TIMEVAL = struct.Struct("@ll")
 
 
@@ -49,6 +54,7 @@ class HttpServer:
         self._listeners = tuple(listeners)
         self.api, self.limits, self.token = api, limits, token
         self.bodies = ByteBudget(limits.bodies_bytes)
+        self.shared = SharedMemory(api, limits, ByteBudget(limits.shared_bytes))
         self.farewell = Farewell(limits)
         self._places = {"unix": limits.unix_connections, "tcp": limits.tcp_connections}
         self._changed = threading.Condition()
@@ -56,6 +62,10 @@ class HttpServer:
         self._accepting = False
         self._turns = 0
         """How often accepting changed: a drain is over once it has changed again."""
+        self.newest: Connection | None = None
+        """Whose the newest request is..."""
+        self.turned = 0.0
+        """...and since when, on the monotonic clock, no other connection had one."""
         self._ended = False
         self._wake_read, self._wake_write = os.pipe()
         for listener, _ in self._listeners:
@@ -102,14 +112,25 @@ class HttpServer:
         self.farewell.close()
 
     @property
+    def connections(self) -> int:
+        """How many are open now."""
+        return len(self._connections)
+
+    @property
     def in_flight(self) -> int:
         """Connections that are between the first byte of a request and the last of its answer."""
         with self._changed:
             return sum(connection.busy for connection in self._connections)
 
+    def turn_to(self, connection: Connection) -> None:
+        """A request of another connection than the last one's arrived."""
+        self.newest, self.turned = connection, time.monotonic()
+
     def forget(self, connection: Connection) -> None:
         """A connection ended."""
         with self._changed:
+            if self.newest is connection:
+                self.newest = None
             self._connections.discard(connection)
             self._changed.notify_all()
 
@@ -170,8 +191,12 @@ class HttpServer:
     def _admit(self, connection: Connection) -> bool:
         """Whether there is a place for it, if need be that of another of its kind."""
         with self._changed:
-            same = [c for c in self._connections if c.kind == connection.kind and not c.evicted]
-            if len(same) >= self._places[connection.kind]:
+            every = [c for c in self._connections if c.kind == connection.kind]
+            same = [c for c in every if not c.evicted]
+            places = self._places[connection.kind]
+            if len(every) >= 2 * places:
+                return False  # the threads of those who gave up their places have not ended yet
+            if len(same) >= places:
                 same.sort(key=lambda other: (other.known, other.waiting_since))
                 if not any(other.evict() for other in same):
                     return False
@@ -185,7 +210,8 @@ class Connection:
     def __init__(self, server: HttpServer, sock: socket.socket, kind: str) -> None:
         self._server, self._sock, self.kind = server, sock, kind
         self._head_s = server.limits.tcp_head_s if kind == "tcp" else server.limits.head_s
-        self._buffer = bytearray()
+        self._buffer = b""
+        """What arrived and belongs to no request yet."""
         self.waiting_since = time.monotonic()
         """For a request, or for the rest of its head; infinite while one is worked on."""
         self.known = False
@@ -202,8 +228,9 @@ class Connection:
     def run(self) -> None:
         """Answer requests until the client, a time-out or a drain ends it."""
         try:
-            while self._answer_one():
-                pass
+            with overflow_is_infinity():
+                while self._answer_one():
+                    pass
         except OSError:
             pass  # the client went away in the middle: there is nobody to tell
         finally:
@@ -241,9 +268,33 @@ class Connection:
         """Say that the server is full."""
         self._server.farewell.part(self._sock, self.kind, self._refusal(_crowded()))
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it ends after its answer."""
+        return self.evicted or not self._server.accepting
+
+    @property
+    def alone(self) -> bool:
+        """Whether the server's last requests were all of this connection."""
+        return self._server.newest is self and self.waiting_since - self._server.turned > _ALONE_S
+
+    def begin_request(self) -> None:
+        """A request in shared memory arrived."""
+        self.waiting_since = math.inf
+        self.busy = True
+        if self._server.newest is not self:
+            self._server.turn_to(self)
+
+    def end_request(self) -> None:
+        """It was answered."""
+        self.waiting_since = time.monotonic()
+        self.busy = False
+
     def _refusal(self, error: HttpError) -> bytes:
-        refusal = self._server.api.refusal(error)
-        return b"".join([write_head(refusal, close=True), *refusal.body])
+        return self._closing(self._server.api.refusal(error))
+
+    def _closing(self, response: Response) -> bytes:
+        return b"".join([write_head(response, close=True, always=self._server.api.signature), *response.body])
 
     def _shutdown(self, how: int) -> None:
         with suppress(OSError):  # it may have ended by itself
@@ -257,12 +308,15 @@ class Connection:
         self.waiting_since = time.monotonic()
         self.busy = True
         try:
-            head = self._read_head()
-            if head is None:
+            found = self._read_head()
+            if found is None:
                 if self.evicted:
                     raise _crowded()
                 return False
+            head, begin = found
             self.waiting_since = math.inf
+            if self._server.newest is not self:
+                self._server.turn_to(self)
             if self.kind == "tcp":
                 check_tcp(head, self._server.token)
             self.known = True
@@ -271,9 +325,11 @@ class Connection:
             if not self._server.bodies.reserve(head.length):
                 raise HttpError(503, "too many large requests at once", headers=[RETRY])
             reserved = head.length
-            body = self._read_body(head)
+            body = self._read_body(head, begin)
             if body is None:
                 return False
+            if wants_shared_memory(head):
+                return self._share_memory(body)
             return self._answer(head, body)
         except HttpError as error:
             self._sock.sendall(self._refusal(error))
@@ -284,19 +340,31 @@ class Connection:
             self.waiting_since = time.monotonic()
             self.busy = False
 
-    def _answer(self, head: Head, body: bytearray) -> bool:
+    def _answer(self, head: Head, body: memoryview) -> bool:
         api = self._server.api
-        served = api.serve(head, memoryview(body).toreadonly())
-        close = not head.keep_alive or not self._server.accepting or self.evicted
-        pieces = [write_head(served.response, close=close), *served.response.body]
+        served = api.serve(head, body)
+        close = not head.keep_alive or self.leaving
+        head_bytes = write_head(served.response, close=close, always=api.signature)
         try:
-            self._sock.sendall(b"".join(pieces))
+            self._sock.sendall(b"".join([head_bytes, *served.response.body]))
         finally:
             if served.answer is not None:
                 api.inference.record(served.answer)
         if close:
             self._end_politely()
         return not close
+
+    def _share_memory(self, body: memoryview) -> bool:
+        """Leave HTTP until the connection ends."""
+        if self.kind != "unix":
+            raise HttpError(400, "memory is shared over a Unix socket only")
+        if self._buffer:
+            raise HttpError(400, "nothing may follow the request for shared memory")
+        try:
+            self._server.shared.serve(self._sock, bytes(body), self)
+        except SkerryError as error:
+            self._sock.sendall(self._closing(self._server.api.failure(error)))
+        return False
 
     def _wait_for_request(self) -> bool:
         """Block until a byte is there to be read; False if none will be."""
@@ -308,50 +376,63 @@ class Connection:
                 if time.monotonic() > give_up:
                     self._shutdown(socket.SHUT_RD)  # what arrived before is still seen, once more round
 
-    def _read_head(self) -> Head | None:
-        """None if the client left before its request was whole."""
+    def _read_head(self) -> tuple[Head, int] | None:
+        """The head, and where its body begins in the buffer; None if the client left before it was whole."""
         give_up = time.monotonic() + self._head_s
         searched = 0
         while True:
-            while self._buffer.startswith(b"\r\n"):
-                del self._buffer[:2]  # RFC 9112, 2.2: an empty line before a request is ignored
+            if self._buffer.startswith(b"\r\n"):
+                self._skip_empty_lines()
             end = self._buffer.find(b"\r\n\r\n", max(0, searched - 3))
             if 0 <= end <= self._server.limits.head_bytes:
                 break
             if end > 0 or len(self._buffer) > self._server.limits.head_bytes:
                 raise HttpError(431, f"a head has at most {self._server.limits.head_bytes} bytes")
             searched = len(self._buffer)
-            if not self._receive_more(give_up):
+            chunk = self._receive(_CHUNK, give_up)
+            if chunk == b"":
                 return None
-        data = bytes(self._buffer[:end])
-        del self._buffer[: end + 4]
-        return parse_head(data)
+            self._buffer += chunk or b""
+        return parse_head(self._buffer[:end]), end + 4
 
-    def _read_body(self, head: Head) -> bytearray | None:
-        """None if the client left before its request was whole."""
-        if head.headers.get("expect", "").lower() == "100-continue" and len(self._buffer) < head.length:
+    def _skip_empty_lines(self) -> None:
+        """RFC 9112, 2.2: an empty line before a request is ignored."""
+        begin = 0
+        while self._buffer.startswith(b"\r\n", begin):
+            begin += 2
+        self._buffer = self._buffer[begin:]
+
+    def _read_body(self, head: Head, begin: int) -> memoryview | None:
+        """None if the client left before its request was whole. Most often it came with its head: no copy."""
+        arrived = memoryview(self._buffer)[begin:]
+        self._buffer = self._buffer[begin + head.length :]
+        if len(arrived) >= head.length:
+            return arrived[: head.length]
+        if head.headers.get("expect", "").lower() == "100-continue":
             self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         give_up = time.monotonic() + self._server.limits.body_s
-        while len(self._buffer) < head.length:
-            if not self._receive_more(give_up):
+        body = bytearray(arrived)
+        while (missing := head.length - len(body)) > 0:
+            chunk = self._receive(min(missing, _CHUNK), give_up)
+            if chunk == b"":
                 return None
-        body, self._buffer = self._buffer, self._buffer[head.length :]
-        del body[head.length :]
-        return body
+            body += chunk or b""
+        return memoryview(body).toreadonly()
 
-    def _receive_more(self, give_up: float) -> bool:
-        """Read what is there; False if the client ended. Raises `HttpError` when its time is over."""
+    def _receive(self, most: int, give_up: float) -> bytes | None:
+        """What is there; empty if the client ended, None if nothing came for a while.
+
+        Raises:
+            HttpError: its time is over.
+        """
         chunk: bytes | None
         try:
-            chunk = self._sock.recv(_CHUNK)
+            chunk = self._sock.recv(most)
         except BlockingIOError:
             chunk = None
         if time.monotonic() > give_up:
             raise HttpError(408, "the request took too long to arrive")
-        if chunk is None:
-            return True
-        self._buffer += chunk
-        return bool(chunk)
+        return chunk
 
     def _end_politely(self) -> None:
         """Let the client read the answer: a close with unread bytes would reset the connection."""

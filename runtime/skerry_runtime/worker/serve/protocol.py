@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -56,85 +57,141 @@ class InferRequest(msgspec.Struct, frozen=True):
 
     id: str
     inputs: dict[str, Array]
-    outputs: dict[str, bool]
+    outputs: Mapping[str, bool]
     """The wanted outputs, in order; true where as binary data."""
+    timeout_us: int | None = None
+    """How long the client lets it wait for the engine."""
 
 
 _request_decoder = msgspec.json.Decoder(Request)
 _encoder = msgspec.json.Encoder()
 
 
-def decode_request(body: memoryview, json_bytes: int | None, manifest: Manifest) -> InferRequest:
-    """Read the body of ``infer``.
+class Codec:
+    """One model's requests and answers. What follows from its manifest alone is worked out once."""
 
-    Args:
-        body: JSON, then the binary tensor data if any.
-        json_bytes: length of the JSON (``Inference-Header-Content-Length``); None if it is the whole body.
+    def __init__(self, manifest: Manifest) -> None:
+        self._inputs = {spec.name: spec for spec in manifest.inputs}
+        self._datatypes = {spec.name: spec.datatype for spec in manifest.outputs}
+        self._all = {binary: dict.fromkeys(self._datatypes, binary) for binary in (False, True)}
+        """The wanted outputs of a request that names none."""
+        self._named = {"model_name": manifest.name, "model_version": manifest.version}
 
-    Raises:
-        InputError: anything outside the protocol or the model's inputs.
-    """
-    length = len(body) if json_bytes is None else json_bytes
-    if not 0 <= length <= len(body):
-        raise InputError(f"Inference-Header-Content-Length is {length}, the body has {len(body)} bytes")
-    try:
-        request = _request_decoder.decode(body[:length])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise InputError(f"the request is not what the Open Inference Protocol asks for: {error}") from error
-    _refuse_extensions(request.parameters)
-    specs = {spec.name: spec for spec in manifest.inputs}
-    inputs: dict[str, Array] = {}
-    at = length
-    for tensor in request.inputs:
-        spec = specs.get(tensor.name)
-        if spec is None or tensor.name in inputs:
+    def decode(self, body: memoryview, json_bytes: int | None) -> InferRequest:
+        """Read the body of ``infer``, inside `overflow_is_infinity`.
+
+        Args:
+            body: JSON, then the binary tensor data if any.
+            json_bytes: length of the JSON (``Inference-Header-Content-Length``); None if it is the whole
+                body, 0 if the body is nothing but the bytes of the model's one input.
+
+        Raises:
+            InputError: anything outside the protocol or the model's inputs.
+        """
+        if json_bytes == 0:
+            return self._decode_raw(body)
+        length = len(body) if json_bytes is None else json_bytes
+        if length > len(body):
+            raise InputError(f"Inference-Header-Content-Length is {length}, the body has {len(body)} bytes")
+        try:
+            request = _request_decoder.decode(body[:length])
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise InputError(
-                f"the input {tensor.name[:_NAME]!r} is {'given twice' if spec else 'not one of the model'}",
-                hint=f"The model takes: {', '.join(specs)}.",
-            )
-        _refuse_extensions(tensor.parameters)
-        count = check_tensor(spec, tensor.datatype, tensor.shape)
-        size = tensor.parameters.get("binary_data_size")
-        if size is None:
-            inputs[tensor.name] = _from_json(tensor, spec, count)
-        else:
-            inputs[tensor.name] = _from_binary(tensor, spec, count, size, body[at:])
-            at += size
-    if at != len(body):
-        raise InputError(f"{len(body) - at} bytes of the body belong to no input")
-    missing = [name for name in specs if name not in inputs]
-    if missing:
-        raise InputError(f"the input {missing[0]!r} is missing")
-    check_rows(inputs, specs)
-    return InferRequest(request.id, inputs, _wanted(request, manifest))
+                f"the request is not what the Open Inference Protocol asks for: {error}"
+            ) from error
+        _refuse_extensions(request.parameters)
+        inputs: dict[str, Array] = {}
+        at = length
+        for tensor in request.inputs:
+            spec = self._inputs.get(tensor.name)
+            if spec is None or tensor.name in inputs:
+                problem = "given twice" if spec else "not one of the model"
+                raise InputError(
+                    f"the input {tensor.name[:_NAME]!r} is {problem}",
+                    hint=f"The model takes: {', '.join(self._inputs)}.",
+                )
+            _refuse_extensions(tensor.parameters)
+            count = check_tensor(spec, tensor.datatype, tensor.shape)
+            size = tensor.parameters.get("binary_data_size")
+            if size is None:
+                inputs[tensor.name] = _from_json(tensor, spec, count)
+            else:
+                inputs[tensor.name] = _from_binary(tensor, spec, count, size, body[at:])
+                at += size
+        if at != len(body):
+            raise InputError(f"{len(body) - at} bytes of the body belong to no input")
+        if len(inputs) < len(self._inputs):
+            missing = next(name for name in self._inputs if name not in inputs)
+            raise InputError(f"the input {missing!r} is missing")
+        if len(inputs) > 1:
+            check_rows(inputs, self._inputs)
+        timeout_us = _timeout(request.parameters)
+        return InferRequest(request.id, inputs, self._wanted(request), timeout_us)
+
+    def encode(
+        self, request: InferRequest, outputs: Mapping[str, Array], parameters: Mapping[str, Any]
+    ) -> tuple[list[bytes], int | None]:
+        """The body of the answer.
+
+        Returns:
+            Its pieces, and the length of the JSON if binary data follow it, else None.
+        """
+        tensors: list[dict[str, Any]] = []
+        pieces: list[bytes] = []
+        for name, binary in request.outputs.items():
+            array, datatype = outputs[name], self._datatypes[name]
+            tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
+            if binary:
+                piece = np.ascontiguousarray(array, DTYPES[datatype]).tobytes()
+                tensor["parameters"] = {"binary_data_size": len(piece)}
+                pieces.append(piece)
+            else:
+                tensor["data"] = array.ravel().tolist()
+            tensors.append(tensor)
+        answer = {**self._named, "parameters": parameters, "outputs": tensors}
+        if request.id:
+            answer["id"] = request.id
+        head = _encoder.encode(answer)
+        return [head, *pieces], (len(head) if pieces else None)
+
+    def _decode_raw(self, body: memoryview) -> InferRequest:
+        """A raw binary request: the shape follows from the number of bytes; all outputs come as binary."""
+        if len(self._inputs) != 1:
+            raise InputError("a request without JSON is for models with one input")
+        (spec,) = self._inputs.values()
+        if spec.shape.count(-1) > 1 or spec.datatype not in DTYPES:
+            raise InputError(f"the shape of the input {spec.name!r} does not follow from a number of bytes")
+        fixed = math.prod(size for size in spec.shape if size != -1) * DTYPES[spec.datatype].itemsize
+        free = len(body) // fixed
+        shape = [free if size == -1 else size for size in spec.shape]
+        tensor = RequestInput(spec.name, shape, spec.datatype)
+        count = check_tensor(spec, spec.datatype, shape)
+        return InferRequest(
+            "", {spec.name: _from_binary(tensor, spec, count, len(body), body)}, self._all[True]
+        )
+
+    def _wanted(self, request: Request) -> Mapping[str, bool]:
+        default = request.parameters.get("binary_data_output") is True
+        if not request.outputs:
+            return self._all[default]
+        wanted: dict[str, bool] = {}
+        for output in request.outputs:
+            if output.name not in self._datatypes or output.name in wanted:
+                raise InputError(
+                    f"the output {output.name[:_NAME]!r} is asked for twice, or not one of the model",
+                    hint=f"The model gives: {', '.join(self._datatypes)}.",
+                )
+            _refuse_extensions(output.parameters)
+            wanted[output.name] = output.parameters.get("binary_data", default) is True
+        return wanted
 
 
-def encode_response(
-    request: InferRequest, outputs: Mapping[str, Array], manifest: Manifest, parameters: Mapping[str, Any]
-) -> tuple[list[bytes], int | None]:
-    """The body of the answer.
+def overflow_is_infinity() -> AbstractContextManager[None]:
+    """A number beyond FP32 becomes infinity, and is counted as such, as NaN is: without numpy's warnings.
 
-    Returns:
-        Its pieces, and the length of the JSON if binary data follow it, else None.
+    Entered once a thread, because it costs as much as reading a small tensor.
     """
-    datatypes = {spec.name: spec.datatype for spec in manifest.outputs}
-    tensors: list[dict[str, Any]] = []
-    pieces: list[bytes] = []
-    for name, binary in request.outputs.items():
-        array = outputs[name]
-        tensor: dict[str, Any] = {"name": name, "datatype": datatypes[name], "shape": array.shape}
-        if binary:
-            piece = np.ascontiguousarray(array, DTYPES[datatypes[name]]).tobytes()
-            tensor["parameters"] = {"binary_data_size": len(piece)}
-            pieces.append(piece)
-        else:
-            tensor["data"] = array.ravel().tolist()
-        tensors.append(tensor)
-    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
-    if request.id:
-        answer["id"] = request.id
-    head = _encoder.encode({**answer, "parameters": parameters, "outputs": tensors})
-    return [head, *pieces], (len(head) if pieces else None)
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def metadata(manifest: Manifest, platform: str, parameters: Mapping[str, Any]) -> bytes:
@@ -162,7 +219,7 @@ def check_tensor(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> int:
     if spec.datatype not in DTYPES:
         raise InputError(f"the input {spec.name!r} is {spec.datatype}, which this server does not take")
     fits = len(shape) == len(spec.shape) <= _RANK and all(
-        size >= 1 and wanted in (-1, size) for size, wanted in zip(shape, spec.shape, strict=True)
+        [size >= 1 and wanted in (-1, size) for size, wanted in zip(shape, spec.shape, strict=True)]
     )
     if not fits:
         raise InputError(
@@ -179,6 +236,12 @@ def check_rows(inputs: Mapping[str, Array], specs: Mapping[str, TensorSpec]) -> 
         raise InputError(f"the inputs have different numbers of rows: {sorted(rows)}")
 
 
+def check_bool(spec: TensorSpec, raw: Array) -> None:
+    """Raises `InputError` if the bytes of a BOOL tensor are neither 0 nor 1: engines count on it."""
+    if int(raw.max()) > 1:
+        raise InputError(f"the input {spec.name!r} is BOOL and holds bytes that are neither 0 nor 1")
+
+
 def _from_binary(tensor: RequestInput, spec: TensorSpec, count: int, size: Any, rest: memoryview) -> Array:
     dtype = DTYPES[spec.datatype]
     wanted = count * dtype.itemsize
@@ -190,10 +253,10 @@ def _from_binary(tensor: RequestInput, spec: TensorSpec, count: int, size: Any, 
             f"binary_data_size is {str(size)[:20]} and {len(rest)} bytes are there"
         )
     if spec.datatype == "BOOL":
-        raw = np.frombuffer(rest[:wanted], np.uint8)
-        if int(raw.max()) > 1:
-            raise InputError(f"the input {spec.name!r} is BOOL and holds bytes that are neither 0 nor 1")
-    return np.frombuffer(rest[:wanted], dtype).reshape(tensor.shape)
+        check_bool(spec, np.frombuffer(rest[:wanted], np.uint8))
+    array = np.frombuffer(rest[:wanted], dtype).reshape(tensor.shape)
+    # Where it begins follows from the length of the JSON. Off its natural place every reader would copy it.
+    return array if array.flags.aligned else array.copy()
 
 
 def _from_json(tensor: RequestInput, spec: TensorSpec, count: int) -> Array:
@@ -206,8 +269,7 @@ def _from_json(tensor: RequestInput, spec: TensorSpec, count: int) -> Array:
     nested = bytes(view[1:64]).lstrip().startswith(b"[")
     try:
         values = _data_decoder(dtype.kind, len(tensor.shape) if nested else 1).decode(view)
-        with np.errstate(over="ignore"):  # a number beyond FP32 becomes infinity, and is counted as such
-            array = _array(values, dtype)
+        array = _array(values, dtype)
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:
         raise InputError(f"the input {spec.name!r} holds no {spec.datatype} values: {error}") from error
     if array.size != count or (nested and list(array.shape) != tensor.shape):
@@ -234,25 +296,20 @@ def _data_decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(inner)
 
 
-def _wanted(request: Request, manifest: Manifest) -> dict[str, bool]:
-    default = request.parameters.get("binary_data_output") is True
-    names = [spec.name for spec in manifest.outputs]
-    if not request.outputs:
-        return dict.fromkeys(names, default)
-    wanted: dict[str, bool] = {}
-    for output in request.outputs:
-        if output.name not in names or output.name in wanted:
-            raise InputError(
-                f"the output {output.name[:_NAME]!r} is asked for twice, or not one of the model",
-                hint=f"The model gives: {', '.join(names)}.",
-            )
-        _refuse_extensions(output.parameters)
-        wanted[output.name] = output.parameters.get("binary_data", default) is True
-    return wanted
+def _timeout(parameters: Mapping[str, Any]) -> int | None:
+    """``timeout`` in microseconds; None or 0: no bound of the client's own."""
+    timeout = parameters.get("timeout")
+    if timeout is None:
+        return None
+    if type(timeout) is not int or timeout < 0:
+        raise InputError("the parameter 'timeout' is a number of microseconds, 0 or more")
+    return timeout or None
 
 
 def _refuse_extensions(parameters: Mapping[str, Any]) -> None:
     """Extensions that would change the meaning of a request are refused; other parameters are ignored."""
+    if not parameters:
+        return
     for name in ("shared_memory_region", "classification", "sequence_id"):
         if parameters.get(name):
             raise InputError(f"the parameter {name!r} belongs to an extension that this server has not")

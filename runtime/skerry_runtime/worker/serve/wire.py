@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -21,6 +22,9 @@ BINARY: Final = "application/octet-stream"
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
+_REMEMBERED: Final = 64
+_REMEMBERED_BYTES: Final = 512
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _SINGLE: Final = (
     "content-length",
     "host",
@@ -52,22 +56,32 @@ class Head:
     """Of the body, in bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """One answer."""
 
     status: int
     body: Sequence[bytes] = ()
     content_type: str = JSON
-    headers: Sequence[tuple[str, str]] = field(default=())
+    headers: Sequence[tuple[str, str]] = ()
 
 
 def parse_head(data: bytes) -> Head:
     """Parse what comes before the empty line.
 
+    A client's next head is most often its last one again, so small ones are remembered.
+
     Raises:
         HttpError: not HTTP/1.x as this server understands it.
     """
+    return _parse_remembered(data) if len(data) <= _REMEMBERED_BYTES else _parse(data)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _parse_remembered(data: bytes) -> Head:
+    return _parse(data)
+
+
+def _parse(data: bytes) -> Head:
     lines = data.split(b"\r\n")
     parts = lines[0].split(b" ")
     if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or not _TARGET.fullmatch(parts[1]):
@@ -106,14 +120,19 @@ def parse_length(text: str, name: str) -> int:
     return int(text)
 
 
-def write_head(response: Response, *, close: bool) -> bytes:
-    """Status line and headers of an answer."""
-    length = sum(len(piece) for piece in response.body)
-    extra = "".join(f"{name}: {value}\r\n" for name, value in response.headers)
+def header_line(name: str, value: str) -> str:
+    """One header as it is sent."""
+    return f"{name}: {value}\r\n"
+
+
+def write_head(response: Response, *, close: bool, always: str = "") -> bytes:
+    """Status line and headers of an answer; ``always`` are header lines that every answer has."""
+    length = sum(map(len, response.body))
+    extra = "".join([header_line(*header) for header in response.headers]) if response.headers else ""
     connection = "Connection: close\r\n" if close else ""
     return (
-        f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\n"
-        f"Content-Type: {response.content_type}\r\nContent-Length: {length}\r\n{extra}{connection}\r\n"
+        f"HTTP/1.1 {response.status} {_REASONS[response.status]}\r\nContent-Type: {response.content_type}\r\n"
+        f"Content-Length: {length}\r\n{always}{extra}{connection}\r\n"
     ).encode("latin-1")
 
 
